@@ -1,0 +1,91 @@
+"""What every command shares: the config flag, plain errors, the compilation cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import os
+from pathlib import Path
+import sys
+import traceback
+
+from absl import app, flags, logging
+import jax
+import ml_collections
+from ml_collections import config_flags
+
+from lmm_jax import run_config
+from lmm_jax.parallel.mesh import start_processes
+
+_WORKDIR = "--config.workdir"
+
+
+def run(main: Callable[[list[str], ml_collections.ConfigDict], None]) -> None:
+    """Runs a command with `--config=FILE[:arguments]` and `--config.field=value`.
+
+    Without a file, `--config.workdir=DIR` takes the config that the run in DIR was made
+    with. Expected failures (ValueError, CheckpointError, OSError ...) end with one
+    message and exit code 1; `LMM_JAX_TRACEBACK=1` shows where they came from.
+    """
+    flag = config_flags.DEFINE_config_file("config", default=_default_config(sys.argv))
+
+    def guarded(argv: list[str]) -> None:
+        logging.set_verbosity(logging.INFO)
+        start_processes()
+        enable_compilation_cache()
+        if flag.value is None:
+            _fail("no config: give --config=FILE, or --config.workdir=DIR of a run")
+        try:
+            main(argv, flag.value)
+        except EXPECTED as error:
+            if os.environ.get("LMM_JAX_TRACEBACK"):
+                traceback.print_exc()
+            _fail(str(error))
+
+    try:
+        app.run(guarded, flags_parser=_parse_flags)
+    except EXPECTED as error:
+        _fail(str(error))
+
+
+def enable_compilation_cache() -> None:
+    """Keeps compiled programs between starts, unless the user chose a place."""
+    if jax.config.jax_compilation_cache_dir is None:
+        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+        jax.config.update("jax_compilation_cache_dir", str(cache / "lmm_jax" / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        _fail(str(error))
+    except (AttributeError, KeyError, TypeError, FileNotFoundError) as error:
+        # How ml_collections reports an unknown field, a wrong type or a missing file.
+        _fail(str(error.args[0] if error.args else error))
+
+
+def _default_config(argv: list[str]) -> str | None:
+    for i, word in enumerate(argv):
+        if word.startswith(_WORKDIR + "="):
+            return f"{run_config.__file__}:{word.partition('=')[2]}"
+        if word == _WORKDIR and i + 1 < len(argv):
+            return f"{run_config.__file__}:{argv[i + 1]}"
+    return None
+
+
+def _fail(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    sys.exit(1)
+
+
+def _expected() -> tuple[type[BaseException], ...]:
+    from lmm_jax.checkpoint.state import CheckpointError
+    from lmm_jax.data.pipeline import BadRecord, TooManyBadRecords
+    from lmm_jax.metrics import NonFiniteLoss
+
+    own = (CheckpointError, BadRecord, TooManyBadRecords, NonFiniteLoss)
+    return (ValueError, OSError, *own)
+
+
+EXPECTED = _expected()

@@ -1,0 +1,167 @@
+"""Images to uint8 views of one size: pad, crop or stretch, and crops of a grid.
+
+Pixels stay uint8 on the host; `mean` and `std` are carried for the device. Resizing is
+Pillow's bicubic on uint8, which is what every reference processor does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from lmm_jax.data.sources import BadRecord
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSpec:
+    """How an image becomes views.
+
+    Attributes:
+        size: side of a view, pixels.
+        mode: the global view. "pad" to a square with the mean colour (LLaVA), "crop"
+            the centre after the short side fits (CLIP), "stretch" (SigLIP, DeepStack).
+        crops: budget of high-resolution crops besides the global view; 0 for none.
+        grid: "aspect" chooses the grid by image size, "square" takes isqrt(crops)
+            each way.
+        mean, std: normalisation, per channel, in units of full scale.
+        resample: name of a Pillow filter.
+
+    Raises:
+        ValueError: fields that do not go together.
+    """
+
+    size: int
+    mode: str = "pad"
+    crops: int = 0
+    grid: str = "aspect"
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+    resample: str = "bicubic"
+
+    def __post_init__(self):
+        for name, known in (
+            ("mode", ("pad", "crop", "stretch")),
+            ("grid", ("aspect", "square")),
+            ("resample", tuple(f.name.lower() for f in Image.Resampling)),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r}; choose from {', '.join(known)}"
+                )
+        if self.crops and self.mode != "stretch":
+            raise ValueError(
+                f"mode={self.mode!r} with crops={self.crops}: crops are stretched, and "
+                "the global view must match them; use mode='stretch'"
+            )
+        if self.crops == 1 and self.grid == "aspect":
+            raise ValueError("crops=1 leaves no grid to choose; use 0, or 2 and more")
+
+    @property
+    def views(self) -> int:
+        """Number C of views of an image: the global one and the crops."""
+        return 1 + self.crops
+
+    @property
+    def filter(self) -> Image.Resampling:
+        return Image.Resampling[self.resample.upper()]
+
+
+def load(image: str | Path | bytes) -> Image.Image:
+    """An RGB image from a path or encoded bytes, fully decoded.
+
+    Raises:
+        BadRecord: "missing image" or "unreadable image".
+    """
+    name = f"{len(image)} bytes" if isinstance(image, bytes) else str(image)
+    try:
+        file = io.BytesIO(image) if isinstance(image, bytes) else image
+        with Image.open(file) as opened:
+            return rgb(opened)
+    except FileNotFoundError as error:
+        raise BadRecord("missing image", f"no file {name}; check image_root") from error
+    except Exception as error:  # Pillow's decoders raise nearly every type
+        raise BadRecord("unreadable image", f"{name}: {error}") from error
+
+
+def rgb(image: Image.Image) -> Image.Image:
+    """RGB of an image of any mode; alpha is dropped, 16 bits become 8."""
+    if image.mode.startswith("I"):
+        # Pillow would clip 16-bit grey at 255 and leave a white image.
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def candidates(crops: int) -> tuple[tuple[int, int], ...]:
+    """Grids (gw, gh) of 2 to `crops` cells, in the order that breaks ties."""
+    return tuple(
+        (gw, gh)
+        for gw in range(1, crops + 1)
+        for gh in range(1, crops // gw + 1)
+        if (gw, gh) != (1, 1)
+    )
+
+
+def choose_grid(wh: tuple[int, int], crops: int, size: int) -> tuple[int, int]:
+    """The grid (gw, gh) that keeps most pixels of an image, then wastes fewest.
+
+    Python floats: a float32 version truncates differently. An image within one crop
+    ties everywhere and gets the first grid, (1, 2).
+    """
+    width, height = wh
+
+    def value(grid: tuple[int, int]) -> tuple[int, int]:
+        w, h = size * grid[0], size * grid[1]
+        scale = min(w / width, h / height)
+        kept = min(int(width * scale) * int(height * scale), width * height)
+        return kept, kept - w * h
+
+    return max(candidates(crops), key=value)  # the first of equals
+
+
+def views(image: Image.Image, spec: ImageSpec) -> tuple[np.ndarray, tuple[int, int]]:
+    """All views of an RGB image.
+
+    Returns:
+        uint8 [C, size, size, 3]: the global view, then the crops row by row, then
+        zeros; and the grid (gw, gh), (0, 0) without crops.
+    """
+    size = spec.size
+    out = np.zeros((spec.views, size, size, 3), np.uint8)
+    out[0] = np.asarray(_fit(image, spec))
+    if not spec.crops:
+        return out, (0, 0)
+    gw = gh = math.isqrt(spec.crops)
+    if spec.grid == "aspect":
+        gw, gh = choose_grid(image.size, spec.crops, size)
+    fine = np.asarray(image.resize((size * gw, size * gh), spec.filter))
+    cells = fine.reshape(gh, size, gw, size, 3).swapaxes(1, 2)
+    out[1 : 1 + gw * gh] = cells.reshape(-1, size, size, 3)
+    return out, (gw, gh)
+
+
+def _fit(image: Image.Image, spec: ImageSpec) -> Image.Image:
+    """The global view: `image` at size x size."""
+    size, (width, height) = spec.size, image.size
+    if spec.mode == "pad" and width != height:
+        side = max(width, height)
+        fill = tuple(int(255 * mean) for mean in spec.mean)
+        square = Image.new("RGB", (side, side), fill)
+        square.paste(image, ((side - width) // 2, (side - height) // 2))
+        image = square
+    elif spec.mode == "crop":
+        short = min(width, height)
+        width, height = int(size * width / short), int(size * height / short)
+        left, top = (width - size) // 2, (height - size) // 2
+        image = image.resize((width, height), spec.filter)
+        return image.crop((left, top, left + size, top + size))
+    return (
+        image if image.size == (size, size) else image.resize((size,) * 2, spec.filter)
+    )

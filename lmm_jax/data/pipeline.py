@@ -1,0 +1,297 @@
+"""Grain pipelines: records to batches for training, questions to batches of prompts.
+
+    order of indices -> record -> views, tokens -> slots -> batch -> worker processes
+
+Everything up to the batch is a function of (seed, position), so the order depends
+neither on workers nor on processes, and the iterator's state is one number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+import grain
+import numpy as np
+
+from lmm_jax.data.conversation import MARKER
+from lmm_jax.data.placement import SampleSpec, sample
+from lmm_jax.data.sources import (
+    BadRecord,
+    LlavaJson,
+    Mixture,
+    Record,
+    TfdsSource,
+    image_paths,
+)
+
+LOOKAHEAD = 100  # bad records in a row before a stream gives up
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceConfig:
+    """One source of a mixture.
+
+    Attributes:
+        path: a JSON or JSONL file, or the folder of a TFDS version.
+        kind: "llava" or "tfds".
+        images: root of the image paths ("llava").
+        split: TFDS split ("tfds").
+        weight: share in the stream; give it to all sources or to none.
+    """
+
+    path: str
+    kind: str = "llava"
+    images: str = ""
+    split: str = "train"
+    weight: float | None = None
+
+    def __post_init__(self):
+        if self.kind not in ("llava", "tfds"):
+            raise ValueError(f"source kind {self.kind!r}; choose llava or tfds")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What to read and how.
+
+    Attributes:
+        sources: the mixture; dictionaries of the same keys will do.
+        batch_size: samples of a global batch, over all processes.
+        seed: of the order.
+        workers: processes that decode, 0 for none; a script that uses them needs an
+            `if __name__ == "__main__"` guard.
+        threads: in each of them.
+        prefetch: batches kept ready in each of them.
+        max_skipped: distinct bad records before the run stops (`SkipLedger`).
+    """
+
+    sources: tuple[SourceConfig, ...]
+    batch_size: int
+    seed: int = 0
+    workers: int = 0
+    threads: int = 4
+    prefetch: int = 4
+    max_skipped: int = 100
+
+    def __post_init__(self):
+        made = [SourceConfig(**s) if isinstance(s, dict) else s for s in self.sources]
+        object.__setattr__(self, "sources", tuple(made))
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """One row of an evaluation file.
+
+    `images` are paths or encoded bytes, `text` includes the format request, `answers`
+    are the annotators' and may be empty, `category` is a subset of the benchmark.
+    """
+
+    id: str
+    images: tuple[str | bytes, ...]
+    text: str
+    answers: tuple[str, ...] = ()
+    category: str = ""
+
+    @property
+    def record(self) -> Record:
+        """The question as a conversation that waits for its answer."""
+        missing = len(self.images) - self.text.count(MARKER)
+        text = f"{MARKER}\n" * missing + self.text
+        return Record(self.id, self.images, ({"from": "human", "value": text},))
+
+
+def read_questions(path: str | Path, image_root: str = "") -> tuple[Question, ...]:
+    """Questions of a JSONL file of `question_id, image, text, category, answers`.
+
+    Raises:
+        ValueError: a line that is not JSON, or without id or text; names the line.
+    """
+    questions = []
+    for number, line in enumerate(Path(path).read_text("utf-8").split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            given = row.get("answers", ())
+            answers = (given,) if isinstance(given, str) else tuple(given)
+            images = image_paths(row.get("image"), Path(image_root))
+            name, category = str(row["question_id"]), row.get("category", "")
+            questions.append(Question(name, images, row["text"], answers, category))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{path}, line {number}: {error!r}; a question is an object with "
+                "'question_id' and 'text'"
+            ) from error
+    return tuple(questions)
+
+
+def open_sources(config: DataConfig) -> Mixture:
+    """The mixture of a config; ValueError where only some sources have a weight."""
+    sources = [
+        LlavaJson(source.path, source.images)
+        if source.kind == "llava"
+        else TfdsSource(source.path, source.split)
+        for source in config.sources
+    ]
+    weights = [s.weight for s in config.sources if s.weight is not None]
+    return Mixture(sources, weights or None)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sampler:
+    """Position in the stream -> sample; the next good record replaces a bad one."""
+
+    source: Mixture
+    order: grain.MapDataset
+    spec: SampleSpec
+
+    def __call__(self, position: int, index: int) -> dict[str, Any]:
+        for ahead in range(LOOKAHEAD):
+            other = int(self.order[position + ahead])
+            try:
+                found = sample(self.source[other], self.spec, index=other)
+            except BadRecord as error:
+                last = error
+                continue
+            found["skipped"] = np.int64(index if ahead else -1)
+            return found
+        raise ValueError(
+            f"{LOOKAHEAD} bad records in a row, the last {self.source.name(other)}: "
+            f"{last}; run python -m lmm_jax.data.check on the data"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prompter:
+    """Row -> prompt of a question; row -1 pads the last batch."""
+
+    questions: tuple[Question, ...]
+    spec: SampleSpec
+
+    def __call__(self, row: int) -> dict[str, Any]:
+        question = self.questions[row]
+        try:
+            return sample(question.record, self.spec, index=row, prompt=True)
+        except BadRecord as error:
+            raise BadRecord(error.kind, f"question {question.id}: {error}") from error
+
+
+def train_batches(
+    source: Mixture,
+    spec: SampleSpec,
+    config: DataConfig,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.DatasetIterator:
+    """This process's rows of every global batch, without end.
+
+    The concatenation over processes is the batch that one process alone would see.
+    `get_state`, `set_state` and Orbax's Grain handlers save and restore it exactly in
+    mid-epoch. Close it when workers were used.
+
+    Raises:
+        ValueError: the batch does not divide over the processes.
+    """
+    order = source.order(config.seed)
+    samples = order.map_with_index(_Sampler(source, order, spec))
+    batches = _own_rows(samples, config.batch_size, process_index, process_count)
+    stream = batches.to_iter_dataset(_read_options(config.threads, config.prefetch))
+    if config.workers:
+        if not flags.FLAGS.is_parsed():  # Grain reads flags; a library has none
+            flags.FLAGS.mark_as_parsed()
+        options = grain.MultiprocessingOptions(num_workers=config.workers)
+        stream = stream.mp_prefetch(options)
+    return iter(stream)
+
+
+def prompts(
+    questions: Sequence[Question],
+    spec: SampleSpec,
+    batch_size: int,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Batches of prompts, in order; `id` is the index into `questions`.
+
+    The last batch is filled with the last question under `id` -1. Every process gets
+    the same number of batches.
+
+    Raises:
+        BadRecord: a question that cannot be asked; skipping it would change the score.
+    """
+    rows = [*range(len(questions)), *[-1] * (-len(questions) % batch_size)]
+    asked = grain.MapDataset.source(rows).map(_Prompter(tuple(questions), spec))
+    batches = _own_rows(asked, batch_size, process_index, process_count)
+    return iter(batches.to_iter_dataset(_read_options(threads=4, prefetch=4)))
+
+
+def _own_rows(
+    samples: grain.MapDataset, batch_size: int, process_index: int, process_count: int
+) -> grain.MapDataset:
+    """Batches of this process: a contiguous block of rows of each global batch."""
+    if batch_size % process_count:
+        raise ValueError(
+            f"batch_size {batch_size} for {process_count} processes; use a multiple"
+        )
+    # Batching comes before the workers: order must not depend on their number.
+    batches = samples.batch(batch_size // process_count, drop_remainder=True)
+    return batches[process_index::process_count]
+
+
+def _read_options(threads: int, prefetch: int) -> grain.ReadOptions:
+    """Grain's default keeps 500 elements ready, and an element here is a batch."""
+    return grain.ReadOptions(
+        num_threads=threads, prefetch_buffer_size=max(prefetch, threads)
+    )
+
+
+class TooManyBadRecords(RuntimeError):
+    """More records were skipped than the config allows; the message lists them."""
+
+
+def explain(source: Mixture, index: int, spec: SampleSpec) -> str:
+    """Why a record was skipped, by trying it again; "" if it is good now."""
+    try:
+        sample(source[index], spec, index=index)
+    except BadRecord as error:
+        return str(error)
+    return ""
+
+
+class SkipLedger:
+    """Counts and names the distinct records skipped, and tolerates `limit` of them."""
+
+    def __init__(self, limit: int, source: Mixture, spec: SampleSpec):
+        self.limit, self.reasons = limit, {}
+        self._source, self._spec = source, spec
+
+    def observe(self, batch: dict[str, Any]) -> list[tuple[int, str, str]]:
+        """(index, name, reason) of the records that `batch["skipped"]` shows first.
+
+        With several processes give all of them the gathered column, so that all stop
+        together.
+
+        Raises:
+            TooManyBadRecords: beyond the limit.
+        """
+        skipped = np.unique(batch["skipped"]).tolist()
+        new = [
+            (index, self._source.name(index), explain(self._source, index, self._spec))
+            for index in skipped
+            if index >= 0 and index not in self.reasons
+        ]
+        self.reasons |= {index: f"{name}: {reason}" for index, name, reason in new}
+        if len(self.reasons) > self.limit:
+            listing = "\n".join(list(self.reasons.values())[:20])
+            raise TooManyBadRecords(
+                f"{len(self.reasons)} bad records, {self.limit} allowed (max_skipped); "
+                f"repair or remove them:\n{listing}"
+            )
+        return new

@@ -1,0 +1,194 @@
+"""A record into the fixed slots of a batch; true order kept in positions.
+
+Text before the first image goes to the prefix, all other text to the suffix. Storage is
+not order: `positions` count text and images as they were written, so that any batch of
+one shape may hold text first, image first, several images or none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from lmm_jax.data import conversation, images
+from lmm_jax.data.conversation import Encoded, Template
+from lmm_jax.data.images import ImageSpec
+from lmm_jax.data.sources import BadRecord, Record
+from lmm_jax.data.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Slots:
+    """Capacities of a sample.
+
+    Attributes:
+        prefix: text slots before the first image; 0 puts all text into the suffix.
+        suffix: the other text slots.
+        images: I, images a sample may hold.
+        tokens_per_image: visual tokens, and positions, of one image.
+    """
+
+    prefix: int
+    suffix: int
+    images: int
+    tokens_per_image: int
+
+    @property
+    def text(self) -> int:
+        """T, number of text slots."""
+        return self.prefix + self.suffix
+
+    @property
+    def visual(self) -> int:
+        """I * V, number of visual slots."""
+        return self.images * self.tokens_per_image
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleSpec:
+    """How a record becomes a sample.
+
+    Attributes:
+        truncate: cut too long conversations from the right instead of skipping them.
+
+    Raises:
+        ValueError: the tokenizer lacks the template's end mark.
+    """
+
+    image: ImageSpec
+    slots: Slots
+    template: Template
+    tokenizer: Tokenizer
+    truncate: bool = False
+
+    def __post_init__(self):
+        conversation.check(self.template, self.tokenizer)
+
+
+def place(
+    encoded: Encoded,
+    slots: Slots,
+    image_count: int,
+    *,
+    pad_id: int,
+    truncate: bool = False,
+) -> dict[str, np.ndarray]:
+    """The text and visual slots of one sample.
+
+    Args:
+        image_count: images that come with the text.
+        pad_id: token of empty slots; `valid`, never the id, says what is real.
+        truncate: cut what does not fit from the right, images after the cut included,
+            as LLaVA does. Otherwise too long is an error.
+
+    Returns:
+        tokens, positions, segment, turn int32 [T]; role int8 [T]; valid bool [T];
+        loss_mask float32 [T]; visual_positions, visual_segment int32 [I*V];
+        visual_valid bool [I*V].
+
+    Raises:
+        BadRecord: "placeholders", "too many images" or "too long".
+    """
+    marks, length = encoded.marks, len(encoded.tokens)
+    if len(marks) != image_count:
+        raise BadRecord(
+            "placeholders",
+            f"{image_count} images but {len(marks)} <image> markers; every image needs "
+            "its marker in a turn",
+        )
+    if image_count > slots.images:
+        raise BadRecord(
+            "too many images",
+            f"{image_count} images in {slots.images} slots; raise slots.images",
+        )
+    head = int(marks[0]) if slots.prefix and image_count else 0
+    kept = length
+    if head > slots.prefix or length - head > slots.suffix:
+        if not truncate:
+            name, size, rule = (
+                ("suffix", length - head, slots.suffix)
+                if head <= slots.prefix
+                else ("prefix", head, slots.prefix)
+            )
+            raise BadRecord(
+                "too long",
+                f"{size} text tokens for {rule} {name} slots; raise slots.{name}, or "
+                "set truncate",
+            )
+        kept = head + slots.suffix if head <= slots.prefix else slots.prefix
+    head = min(head, kept)
+    # From token i of the text to its slot.
+    slot = np.arange(kept)
+    slot[head:] += slots.prefix - head
+
+    def fill(values: np.ndarray, empty: int = 0) -> np.ndarray:
+        out = np.full(slots.text, empty, values.dtype)
+        out[slot] = values[:kept]
+        return out
+
+    per_image = slots.tokens_per_image
+    order = np.arange(length, dtype=np.int32)
+    before = np.searchsorted(marks, order, side="right").astype(np.int32)
+    first = marks + per_image * np.arange(image_count, dtype=np.int32)
+    visual_positions = np.zeros((slots.images, per_image), np.int32)
+    visual_positions[:image_count] = first[:, None] + np.arange(per_image)
+    visual_valid = np.zeros((slots.images, per_image), bool)
+    visual_valid[:image_count] = (marks <= kept)[:, None]
+    return {
+        "tokens": fill(encoded.tokens, pad_id),
+        "positions": fill(order + per_image * before),
+        "valid": fill(np.ones(length, bool)),
+        "segment": np.zeros(slots.text, np.int32),
+        "role": fill(encoded.role),
+        "turn": fill(encoded.turn),
+        "loss_mask": fill(encoded.loss_mask),
+        "visual_positions": visual_positions.reshape(-1),
+        "visual_valid": visual_valid.reshape(-1),
+        "visual_segment": np.zeros(slots.visual, np.int32),
+    }
+
+
+def sample(
+    record: Record, spec: SampleSpec, *, index: int, prompt: bool = False
+) -> dict[str, Any]:
+    """One record as the arrays of a batch, without the batch axis.
+
+    I images, C views each, T text slots, V visual tokens an image.
+
+    Args:
+        index: stored as `id`.
+        prompt: end at the header of the answer that is to be generated.
+
+    Returns:
+        images uint8 [I, C, H, W, 3]; views bool [I, C], which are real; grid int32
+        [I, 2] (columns, rows) of the crops; the arrays of `place`; id,
+        skipped int64 [].
+
+    Raises:
+        BadRecord: whatever keeps it from training, "unsupervised" included.
+    """
+    encode = conversation.prompt if prompt else conversation.encode
+    encoded = encode(record.turns, spec.template, spec.tokenizer)
+    text = place(
+        encoded,
+        spec.slots,
+        len(record.images),
+        pad_id=spec.tokenizer.pad_id,
+        # A cut prompt would lose the header that asks for the answer.
+        truncate=spec.truncate and not prompt,
+    )
+    if not prompt and not text["loss_mask"].any():
+        raise BadRecord(
+            "unsupervised", f"record {record.id!r} has no answer token left to learn"
+        )
+    count, views, size = spec.slots.images, spec.image.views, spec.image.size
+    pixels = np.zeros((count, views, size, size, 3), np.uint8)
+    grid = np.zeros((count, 2), np.int32)
+    real = np.zeros((count, views), bool)
+    for i, image in enumerate(record.images):
+        pixels[i], grid[i] = images.views(images.load(image), spec.image)
+        real[i, : 1 + grid[i].prod()] = True
+    numbers = {"id": np.int64(index), "skipped": np.int64(-1)}
+    return {"images": pixels, "views": real, "grid": grid, **text, **numbers}

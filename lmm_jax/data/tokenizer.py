@@ -1,0 +1,270 @@
+"""Text to token ids with character offsets, over `tokenizers` or `sentencepiece`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+import dataclasses
+import json
+from pathlib import Path
+import re
+from typing import Protocol
+
+import tokenizers
+
+CHARACTERS = "characters"
+Offsets = list[tuple[int, int]]
+
+
+class Backend(Protocol):
+    """What a tokenizer library must give."""
+
+    def encode(self, text: str) -> tuple[list[int], Offsets]: ...
+    def decode(self, ids: list[int], skip_special: bool) -> str: ...
+    def id(self, token: str) -> int | None: ...
+    def size(self) -> int: ...
+    def save(self, folder: Path) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """A vocabulary and its special tokens.
+
+    Attributes:
+        bos, eos, pad: texts of the special tokens; bos may be None.
+        adds_bos: whether a sequence starts with bos.
+    """
+
+    backend: Backend
+    bos: str | None
+    eos: str
+    pad: str
+    adds_bos: bool
+
+    @classmethod
+    def load(cls, path: str | Path) -> Tokenizer:
+        """A folder or file with `tokenizer.json` or `tokenizer.model`.
+
+        "characters" builds a vocabulary of printable ASCII, for tests and toys.
+
+        Raises:
+            FileNotFoundError: neither file is there.
+            ValueError: no end-of-sequence token is named.
+        """
+        if str(path) == CHARACTERS:
+            return cls(FastBackend(_characters()), "<s>", "</s>", "<unk>", True)
+        folder = Path(path) if Path(path).is_dir() else Path(path).parent
+        files = [folder / name for name in ("tokenizer.json", "tokenizer.model")]
+        file = next(filter(Path.is_file, [Path(path), *files]), None)
+        if file is None:
+            raise FileNotFoundError(
+                f"no tokenizer.json or tokenizer.model in {path}; download the model's "
+                f"folder, or use {CHARACTERS!r}"
+            )
+        names = _special_names(folder)
+        backend: Backend
+        if file.suffix == ".model":
+            backend = SentencePieceBackend(file.read_bytes())
+            names = {"bos": "<s>", "eos": "</s>", "unk": "<unk>", **names}
+            adds_bos = True
+        else:
+            backend = FastBackend(tokenizers.Tokenizer.from_file(str(file)))
+            adds_bos = backend.adds(names.get("bos"))
+        if "eos" not in names:
+            raise ValueError(
+                f"{folder} names no eos_token; put tokenizer_config.json or "
+                "special_tokens_map.json beside the tokenizer"
+            )
+        # The rule of LLaVA and Bunny: pad with unk where it exists, else with eos.
+        pad = names.get("pad") or names.get("unk") or names["eos"]
+        adds_bos = names.get("add_bos", adds_bos)
+        return cls(backend, names.get("bos"), names["eos"], pad, adds_bos)
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
+        """A byte-level BPE of the given texts, with every digit a token of its own.
+
+        Any text can be encoded; what the texts repeat becomes short.
+        """
+        return cls(
+            FastBackend(_trained(texts, vocab_size)), "<s>", "</s>", "<unk>", True
+        )
+
+    def __post_init__(self):
+        for token in filter(None, (self.bos, self.eos, self.pad)):
+            if self.backend.id(token) is None:
+                raise ValueError(
+                    f"special token {token!r} is not in the vocabulary; correct "
+                    "tokenizer_config.json"
+                )
+
+    @property
+    def bos_id(self) -> int | None:
+        return self.backend.id(self.bos) if self.bos else None
+
+    @property
+    def eos_id(self) -> int:
+        return self.backend.id(self.eos)
+
+    @property
+    def pad_id(self) -> int:
+        return self.backend.id(self.pad)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, added tokens included."""
+        return self.backend.size()
+
+    def encode(self, text: str) -> tuple[list[int], Offsets]:
+        """Ids and, for each, the (start, end) characters of `text` it stands for.
+
+        No special tokens are added; those written out in `text` become one id each.
+        """
+        return self.backend.encode(text)
+
+    def decode(self, ids, *, skip_special: bool = True) -> str:
+        """The text of a sequence of ids."""
+        return self.backend.decode([int(i) for i in ids], skip_special)
+
+    def save(self, folder: str | Path) -> None:
+        """Write files from which `load(folder)` gives this tokenizer again."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.backend.save(folder)
+        config = {
+            "bos_token": self.bos,
+            "eos_token": self.eos,
+            "pad_token": self.pad,
+            "add_bos_token": self.adds_bos,
+        }
+        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
+
+
+class FastBackend:
+    """`tokenizers`: any `tokenizer.json`."""
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer):
+        tokenizer.no_truncation()  # files carry these settings; placement decides
+        tokenizer.no_padding()
+        self._tokenizer = tokenizer
+
+    def encode(self, text: str) -> tuple[list[int], Offsets]:
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
+
+    def decode(self, ids: list[int], skip_special: bool) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=skip_special)
+
+    def id(self, token: str) -> int | None:
+        return self._tokenizer.token_to_id(token)
+
+    def size(self) -> int:
+        return self._tokenizer.get_vocab_size()
+
+    def adds(self, token: str | None) -> bool:
+        """Whether the file's own post-processing starts a sequence with `token`."""
+        return self._tokenizer.encode("").tokens[:1] == [token]
+
+    def save(self, folder: Path) -> None:
+        self._tokenizer.save(str(folder / "tokenizer.json"))
+
+
+class SentencePieceBackend:
+    """`sentencepiece`: `tokenizer.model`, with the legacy treatment of special tokens.
+
+    Text between special tokens is encoded on its own, so that each stretch starts with
+    the dummy prefix, as the slow Llama tokenizer did when LLaVA was trained.
+    """
+
+    def __init__(self, proto: bytes):
+        import sentencepiece
+
+        self._proto = proto
+        self._model = sentencepiece.SentencePieceProcessor(model_proto=proto)
+        special = [i for i in range(self.size()) if self._model.is_control(i)]
+        self._special = {self._model.id_to_piece(i): i for i in special}
+        pattern = "|".join(map(re.escape, self._special)) or r"(?!)"
+        self._split = re.compile(f"({pattern})").split
+
+    def __reduce__(self):
+        return SentencePieceBackend, (self._proto,)
+
+    def encode(self, text: str) -> tuple[list[int], Offsets]:
+        ids, offsets, start = [], [], 0
+        for part in self._split(text):
+            if part in self._special:
+                ids.append(self._special[part])
+                offsets.append((start, start + len(part)))
+            elif part:
+                found = self._model.encode(part, return_type="offset_mapping")
+                ids += found["ids"]
+                offsets += [(start + a, start + b) for a, b in found["offsets"]]
+            start += len(part)
+        return ids, offsets
+
+    def decode(self, ids: list[int], skip_special: bool) -> str:
+        if skip_special:
+            return self._model.decode([i for i in ids if not self._model.is_control(i)])
+        pieces = [self._model.id_to_piece(i) for i in ids]
+        parts, run = [], []
+        for i, piece in zip(ids, pieces):
+            if piece in self._special:
+                parts += [self._model.decode(run), piece]
+                run = []
+            else:
+                run.append(i)
+        return "".join([*parts, self._model.decode(run)])
+
+    def id(self, token: str) -> int | None:
+        found = self._model.piece_to_id(token)
+        return found if self._model.id_to_piece(found) == token else None
+
+    def size(self) -> int:
+        return self._model.vocab_size()
+
+    def save(self, folder: Path) -> None:
+        (folder / "tokenizer.model").write_bytes(self._proto)
+
+
+def _special_names(folder: Path) -> dict[str, str | bool]:
+    """`bos`, `eos`, `pad`, `unk` and `add_bos`, as far as a hub folder names them."""
+    found = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        file = folder / name
+        config = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+        for key in ("bos", "eos", "pad", "unk"):
+            token = config.get(f"{key}_token")
+            if token:  # a text, or an object with flags around it
+                found[key] = token if isinstance(token, str) else token["content"]
+        if isinstance(config.get("add_bos_token"), bool):
+            found["add_bos"] = config["add_bos_token"]
+    return found
+
+
+def _trained(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
+    pre = tokenizers.pre_tokenizers
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = pre.Sequence(
+        [pre.Digits(individual_digits=True), pre.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<unk>", "<s>", "</s>"],
+        initial_alphabet=pre.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def _characters() -> tokenizers.Tokenizer:
+    """One id for each printable ASCII character and the newline."""
+    special = ["<unk>", "<s>", "</s>"]
+    letters = [*map(chr, range(32, 127)), "\n"]
+    vocabulary = {token: i for i, token in enumerate([*special, *letters])}
+    # BPE without merges: characters, twice as fast as splitting with a regex.
+    model = tokenizers.models.BPE(vocabulary, [], unk_token="<unk>", cache_capacity=0)
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.decoder = tokenizers.decoders.Fuse()
+    tokenizer.add_special_tokens(special)
+    return tokenizer

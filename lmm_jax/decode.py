@@ -1,0 +1,150 @@
+"""Generation: prefill, a decode loop, sampling.
+
+Letters: B batch, W vocabulary, M new tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lmm_jax.data.tokenizer import Tokenizer
+from lmm_jax.models import lmm
+from lmm_jax.nn.stack import Cache
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn.
+
+    Attributes:
+        temperature: 0 is greedy.
+        top_p: smallest set of tokens with this much probability; 1 is all.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+
+    def __post_init__(self):
+        if self.temperature < 0 or not 0 < self.top_p <= 1:
+            raise ValueError(
+                f"temperature={self.temperature}, top_p={self.top_p}: use "
+                "temperature >= 0 and 0 < top_p <= 1."
+            )
+
+
+def sample(logits: Array, key: Array, sampling: Sampling) -> Array:
+    """Draws tokens int32 [B] from logits [B, W]."""
+    if sampling.temperature == 0:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    logits = logits.astype(jnp.float32) / sampling.temperature
+    if sampling.top_p < 1:
+        ranked = -jnp.sort(-logits, axis=-1)
+        mass = jnp.cumsum(jax.nn.softmax(ranked, axis=-1), axis=-1)
+        # The token that crosses the line stays in, so at least one does.
+        last = jnp.sum(mass < sampling.top_p, axis=-1, keepdims=True)
+        least = jnp.take_along_axis(ranked, last, axis=-1)
+        logits = jnp.where(logits >= least, logits, -jnp.inf)
+    return jax.random.categorical(key, logits).astype(jnp.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Generator:
+    """Compiled generation of one model: one program per (batch, prompt, M) shape.
+
+    Attributes:
+        model: along the plan for running.
+        slots: M.
+        end: token that ends an answer.
+        sampling: how tokens are drawn.
+    """
+
+    model: lmm.LMM
+    slots: int
+    end: int
+    sampling: Sampling = Sampling()
+
+    def __call__(self, params, batch, key: Array | None = None) -> Array:
+        """Answers int32 [B, M]; after the end token, more end tokens."""
+        key = jax.random.key(0) if key is None else key
+        token, cache = self._prefill(params, batch, key)
+        return self._loop(params, token, cache, key)
+
+    def stream(self, params, batch, key: Array | None = None) -> Iterator[np.ndarray]:
+        """Yields tokens int32 [B] one by one, until every row has ended."""
+        key = jax.random.key(0) if key is None else key
+        token, cache = self._prefill(params, batch, key)
+        ended = np.zeros(token.shape, bool)
+        for step in range(self.slots):
+            now = np.where(ended, self.end, np.asarray(token))
+            ended |= now == self.end
+            yield now
+            if ended.all():
+                return
+            if step + 1 < self.slots:
+                token, cache = self._step(params, token, cache, key)
+
+    @functools.cached_property
+    def _prefill(self) -> Callable[..., tuple[Array, Cache]]:
+        @jax.jit
+        def prefill(params, batch, key):
+            logits, cache = self.model.apply(
+                {"params": params}, batch, slots=self.slots, method="prefill"
+            )
+            return sample(logits, _at(key, cache), self.sampling), cache
+
+        return prefill
+
+    @functools.cached_property
+    def _step(self) -> Callable[..., tuple[Array, Cache]]:
+        return jax.jit(self._next, donate_argnums=2)
+
+    @functools.cached_property
+    def _loop(self) -> Callable[..., Array]:
+        @functools.partial(jax.jit, donate_argnums=2)
+        def loop(params, token, cache, key):
+            answers = jnp.full((token.shape[0], self.slots), self.end, jnp.int32)
+
+            def running(carry):
+                _, cache, _, ended = carry
+                return (cache.step < self.slots - 1) & ~ended.all()
+
+            def body(carry):
+                token, cache, answers, ended = carry
+                token, cache = self._next(params, token, cache, key)
+                token = jnp.where(ended, self.end, token)
+                answers = jax.lax.dynamic_update_slice(
+                    answers, token[:, None], (0, cache.step)
+                )
+                return token, cache, answers, ended | (token == self.end)
+
+            answers = answers.at[:, 0].set(token)
+            carry = (token, cache, answers, token == self.end)
+            return jax.lax.while_loop(running, body, carry)[2]
+
+        return loop
+
+    def _next(self, params, token, cache, key):
+        logits, cache = self.model.apply(
+            {"params": params}, token, cache, method="decode"
+        )
+        return sample(logits, _at(key, cache), self.sampling), cache
+
+
+def _at(key: Array, cache: Cache) -> Array:
+    """A key of its own for every step."""
+    return jax.random.fold_in(key, cache.step)
+
+
+def words(tokens: np.ndarray, tokenizer: Tokenizer) -> str:
+    """Tokens of one answer as text, up to the end mark."""
+    ids = tokens.tolist()
+    ids = ids[: ids.index(tokenizer.eos_id)] if tokenizer.eos_id in ids else ids
+    return tokenizer.decode(ids).strip()

@@ -1,0 +1,62 @@
+"""The depth plan: what happens to the token set along the depth of a network."""
+
+from lmm_jax.depth.edits import (
+    CONNECTOR,
+    Connect,
+    Edit,
+    Inject,
+    Project,
+    Reduce,
+    ReduceOp,
+    Site,
+    Tune,
+    before,
+    inside,
+)
+from lmm_jax.depth.geometry import Geometry, StackGeometry
+from lmm_jax.depth.layout import Layout, Span
+from lmm_jax.depth.planner import Cut, Feed, Layer, Plan, Scan, make_plan
+from lmm_jax.depth.roles import Role
+from lmm_jax.depth.state import (
+    Context,
+    Keep,
+    Keys,
+    Mix,
+    Observation,
+    Place,
+    TokenState,
+    VisionFeatures,
+)
+
+__all__ = [
+    "CONNECTOR",
+    "Connect",
+    "Context",
+    "Cut",
+    "Edit",
+    "Feed",
+    "Geometry",
+    "Inject",
+    "Keep",
+    "Keys",
+    "Layer",
+    "Layout",
+    "Mix",
+    "Observation",
+    "Place",
+    "Plan",
+    "Project",
+    "Reduce",
+    "ReduceOp",
+    "Role",
+    "Scan",
+    "Site",
+    "Span",
+    "StackGeometry",
+    "TokenState",
+    "Tune",
+    "VisionFeatures",
+    "before",
+    "inside",
+    "make_plan",
+]

@@ -1,0 +1,194 @@
+"""What a plan costs: FLOPs, cache bytes, parameters read. Counts only, no arrays.
+
+One multiply-add is two FLOPs. A causal query pays for the keys that it sees, which is what
+block-skipping kernels execute; `pairs="all"` counts every query-key pair, which is what a
+plain masked matrix product executes.
+
+Letters: T tokens, D width, N query heads, K key heads, H head width, F MLP width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import dataclasses
+from typing import Literal
+
+from lmm_jax.depth.geometry import StackGeometry
+from lmm_jax.depth.layout import Layout
+from lmm_jax.depth.planner import Cut, Layer, Plan, Step
+
+Pairs = Literal["visible", "all"]
+
+
+@dataclasses.dataclass(frozen=True)
+class StepCost:
+    """One step of the language stack.
+
+    Attributes:
+        step: of the plan.
+        visual, text: tokens that enter it.
+        flops: of its layers, for one prompt.
+        kv_bytes: keys and values that it leaves for decoding, for one prompt.
+    """
+
+    step: Step
+    visual: int
+    text: int
+    flops: float
+    kv_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Cost of one prompt, and of each token decoded after it.
+
+    Attributes:
+        vision, connector, head: FLOPs of the vision stack over all views, of the
+            projector, and of the logits of the last token.
+        steps: the language stack.
+        decode: FLOPs of the first decoded token, head included.
+    """
+
+    vision: float
+    connector: float
+    head: float
+    steps: tuple[StepCost, ...]
+    decode: float
+
+    @property
+    def language(self) -> float:
+        """FLOPs of the language stack in prefill."""
+        return sum(step.flops for step in self.steps)
+
+    @property
+    def prefill(self) -> float:
+        return self.vision + self.connector + self.language + self.head
+
+    @property
+    def kv_bytes(self) -> int:
+        return sum(step.kv_bytes for step in self.steps)
+
+    @property
+    def visual_per_layer(self) -> tuple[int, ...]:
+        """Visual tokens alive in each language layer."""
+        return tuple(
+            step.visual
+            for step in self.steps
+            if not isinstance(step.step, Cut)
+            for _ in range(step.step.start, step.step.stop)
+        )
+
+    @property
+    def visual_average(self) -> float:
+        """Mean over layers of the visual tokens alive."""
+        layers = self.visual_per_layer
+        return sum(layers) / max(len(layers), 1)
+
+
+def cost(
+    plan: Plan,
+    *,
+    text: int | None = None,
+    bytes_per_value: int = 2,
+    pairs: Pairs = "visible",
+) -> Cost:
+    """Counts what one example costs.
+
+    Args:
+        text: text tokens of the prompt; None counts all slots of the plan's geometry.
+        bytes_per_value: of the key-value cache.
+        pairs: which query-key pairs count.
+    """
+    g = plan.geometry
+    words = g.prefix + g.suffix if text is None else text
+    views = g.images * (1 + g.crops)
+    tokens = g.patches + g.class_token
+    vision = views * (
+        2 * g.patches * 3 * g.patch**2 * g.vision.width
+        + g.vision_layers * layer_flops(g.vision, tokens, pairs)
+    )
+    projected = plan.connect.to if plan.connect else g.patches
+    projected += g.crops * g.patches if plan.injects else 0
+    connector = (
+        2.0
+        * g.images
+        * projected
+        * (g.vision.width + g.language.width)
+        * g.language.width
+    )
+    steps = tuple(_steps(plan, words, bytes_per_value, pairs))
+    head = 2.0 * g.language.width * g.vocab
+    keys = [s.visual + s.text + 1 for s in steps for _ in range(_layers(s.step))]
+    decode = head + sum(
+        weight_flops(g.language) + pair_flops(g.language) * count for count in keys
+    )
+    return Cost(vision, connector, head, steps, decode)
+
+
+def layer_flops(stack: StackGeometry, tokens: int, pairs: Pairs = "visible") -> float:
+    """One layer over a sequence."""
+    seen = tokens * tokens
+    if stack.causal and pairs == "visible":
+        seen = tokens * (tokens + 1) / 2
+    return tokens * weight_flops(stack) + seen * pair_flops(stack)
+
+
+def weight_flops(stack: StackGeometry) -> float:
+    """Matrix products of one token with the weights of one layer."""
+    projections = 2 * stack.heads + 2 * stack.kv_heads
+    attention = stack.width * projections * stack.head_dim
+    mlp = (3 if stack.gated else 2) * stack.width * stack.hidden
+    return 2.0 * (attention + mlp)
+
+
+def pair_flops(stack: StackGeometry) -> float:
+    """One query with one key: the logit and the weighted value, all heads."""
+    return 4.0 * stack.heads * stack.head_dim
+
+
+def kv_bytes(stack: StackGeometry, tokens: int, bytes_per_value: int) -> int:
+    """Keys and values of one layer."""
+    return 2 * tokens * stack.kv_heads * stack.head_dim * bytes_per_value
+
+
+def train_flops(plan: Plan, *, frozen_vision: bool) -> float:
+    """Model FLOPs of a training step per example: forward, and twice that for backward.
+
+    Recomputation is not counted (model FLOPs, not hardware FLOPs). A frozen vision stack
+    has no backward pass.
+    """
+    g, c = plan.geometry, cost(plan)
+    head = c.head * (g.prefix + g.suffix)
+    return (1 if frozen_vision else 3) * c.vision + 3 * (
+        c.connector + c.language + head
+    )
+
+
+def _steps(
+    plan: Plan, text: int, bytes_per_value: int, pairs: Pairs
+) -> Iterator[StepCost]:
+    stack = plan.geometry.language
+    before = (plan.entrance, *plan.layouts[:-1])
+    for step, layout, after in zip(plan.language, before, plan.layouts):
+        visual = layout.count("visual")
+        if isinstance(step, Cut):
+            yield StepCost(step, after.count("visual"), text, 0.0, 0)
+            continue
+        tokens = visual + text
+        flops = _layers(step) * layer_flops(stack, tokens, pairs)
+        if isinstance(step, Layer) and step.between:
+            flops -= _mlp_flops(stack) * _removed(layout, after)
+        kept = _layers(step) * kv_bytes(stack, tokens, bytes_per_value)
+        yield StepCost(step, visual, text, flops, kept)
+
+
+def _layers(step: Step) -> int:
+    return 0 if isinstance(step, Cut) else step.stop - step.start
+
+
+def _mlp_flops(stack: StackGeometry) -> float:
+    return 2.0 * (3 if stack.gated else 2) * stack.width * stack.hidden
+
+
+def _removed(before: Layout, after: Layout) -> int:
+    return before.length - after.length

@@ -1,0 +1,122 @@
+"""The vocabulary of strategies: edits to the token set, and the sites where they act."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import dataclasses
+from typing import Literal, Protocol
+
+from lmm_jax.depth.state import (
+    Array,
+    Context,
+    Keep,
+    Mix,
+    Observation,
+    TokenState,
+    VisionFeatures,
+)
+
+Project = Callable[
+    [Array], Array
+]  # [..., E] -> [..., D], the connector, token by token
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Site:
+    """A place along depth.
+
+    Attributes:
+        stack: "vision", "language", or "connector" (between the two).
+        layer: 0-based layer of the stack.
+        phase: "before" the layer, or "inside" it: between attention and MLP.
+    """
+
+    stack: str
+    layer: int = 0
+    phase: Literal["before", "inside"] = "before"
+
+    def __str__(self) -> str:
+        if self == CONNECTOR:
+            return "the connector"
+        return f"{self.phase} {self.stack} layer {self.layer}"
+
+
+CONNECTOR = Site("connector")
+
+
+def before(layer: int, stack: str = "language") -> Site:
+    return Site(stack, layer, "before")
+
+
+def inside(layer: int, stack: str = "language") -> Site:
+    return Site(stack, layer, "inside")
+
+
+class ReduceOp(Protocol):
+    """Decides a cut: returns an assignment of old tokens to new ones, never tokens."""
+
+    def __call__(
+        self, state: TokenState, seen: Observation, ctx: Context
+    ) -> Keep | Mix: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Reduce:
+    """`span` shrinks to `to` tokens at `at`.
+
+    Attributes:
+        name: unique in a plan.
+        at: where.
+        to: tokens that stay (per example, all images together).
+        op: what decides.
+        observe: fields of `Observation`, taken from the last attention before the cut.
+        span: the span that shrinks.
+    """
+
+    name: str
+    at: Site
+    to: int
+    op: ReduceOp
+    observe: tuple[str, ...] = ()
+    span: str = "visual"
+
+
+@dataclasses.dataclass(frozen=True)
+class Inject:
+    """Adds `op(vision, project)[i]` to the visual span before `layers[i]`.
+
+    Attributes:
+        name: unique in a plan; also the name of the buffer in `Context.aligned`.
+        layers: ascending language layers, one per row of the buffer.
+        op: `VisionFeatures, Project -> [len(layers), B, V, D]`, evaluated once.
+    """
+
+    name: str
+    layers: tuple[int, ...]
+    op: Callable[[VisionFeatures, Project], Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Connect:
+    """Vision features become the visual span. At most one per plan.
+
+    Attributes:
+        name: unique in a plan.
+        to: visual tokens per image.
+        op: `VisionFeatures, Project -> [B, I, to, D]`.
+    """
+
+    name: str
+    to: int
+    op: Callable[[VisionFeatures, Project], Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tune:
+    """Only `layers` of `stack` learn; the others run in scans of their own, frozen."""
+
+    stack: str
+    layers: tuple[int, ...]
+
+
+Edit = Reduce | Inject | Connect | Tune

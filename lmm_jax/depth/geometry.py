@@ -1,0 +1,78 @@
+"""Static sizes of a model and of its prompt: all that a strategy may know."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from lmm_jax.depth.layout import Layout
+
+
+@dataclasses.dataclass(frozen=True)
+class StackGeometry:
+    """Sizes of a stack of equal transformer blocks.
+
+    Attributes:
+        depth: layers.
+        width: residual stream.
+        heads, kv_heads, head_dim: attention.
+        hidden: MLP width.
+        gated: three MLP matrices instead of two.
+        causal: tokens see only earlier positions.
+        parallel: attention and MLP read the same input, so nothing lies between them.
+    """
+
+    depth: int
+    width: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    hidden: int
+    gated: bool
+    causal: bool
+    parallel: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """Static sizes handed to strategies.
+
+    Attributes:
+        vision, language: the two stacks.
+        vision_layers: vision layers that run; features are taken after the last of them.
+        class_token: whether the vision stack carries a [CLS] token.
+        grid: rows and columns of patches in one view.
+        patch: pixels a side.
+        images: image slots per example.
+        crops: hi-res views per image, beside the view of the whole image.
+        prefix, suffix: text slots before and after the visual span.
+        vocab: rows of the embedding.
+        train: which of two plans is asked for, where learning and running differ.
+    """
+
+    vision: StackGeometry
+    language: StackGeometry
+    vision_layers: int
+    class_token: bool
+    grid: tuple[int, int]
+    patch: int
+    images: int
+    crops: int
+    prefix: int
+    suffix: int
+    vocab: int
+    train: bool = False
+
+    @property
+    def patches(self) -> int:
+        """Patches of one view: the visual tokens per image without any strategy."""
+        return self.grid[0] * self.grid[1]
+
+    def layout(self, visual_per_image: int) -> Layout:
+        """Storage order at the entrance of the language stack."""
+        return Layout.of(
+            {
+                "prefix": self.prefix,
+                "visual": self.images * visual_per_image,
+                "suffix": self.suffix,
+            }
+        )

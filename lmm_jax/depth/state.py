@@ -1,0 +1,128 @@
+"""What is alive at one depth, what a layer can show of itself, and what a cut decides.
+
+Letters: B batch, T tokens, V visual tokens, M tokens after a cut, D width, S keys,
+K key heads, H head width, I images, C views of an image (crops), P patches, E width of
+the vision stack.
+"""
+
+from __future__ import annotations
+
+from flax import struct
+import jax
+
+from lmm_jax.depth.layout import Layout
+
+Array = jax.Array
+
+
+@struct.dataclass
+class Place:
+    """Where tokens stand: all that attention needs to know besides their content."""
+
+    positions: Array  # int32 [B, T]; causal order and rotary angle
+    valid: Array  # bool [B, T]
+    segment: Array  # int32 [B, T]; packed example: tokens see only their own
+    gate: Array | None = None  # f32 [B, T]; share in every softmax, None means all ones
+
+
+@struct.dataclass
+class TokenState:
+    """The tokens alive at one depth.
+
+    `gate` multiplies a token's share in every softmax (its log is added to the logits).
+    """
+
+    hidden: Array  # [B, T, D]
+    positions: Array  # int32 [B, T]
+    valid: Array  # bool [B, T]
+    segment: Array  # int32 [B, T]
+    role: Array  # int8 [B, T], see `Role`
+    turn: Array  # int32 [B, T]; dialogue turn, for text-informed methods
+    size: Array  # f32 [B, T]; how many original tokens this one stands for
+    gate: Array | None = None  # f32 [B, T]
+    layout: Layout = struct.field(pytree_node=False, default=Layout(()))
+
+    @property
+    def place(self) -> Place:
+        return Place(self.positions, self.valid, self.segment, self.gate)
+
+
+@struct.dataclass
+class Keys:
+    """Rotated keys and values of one layer, or of a run of layers with a leading axis."""
+
+    k: Array  # [..., B, S, K, H]
+    v: Array  # [..., B, S, K, H]
+
+
+@struct.dataclass
+class Observation:
+    """What the attention before a cut shows: only what the plan asked for.
+
+    Attributes:
+        last_attention: f32 [B, T], probability that the last prompt token (the last
+            valid token whose role is not ASSISTANT) gives to each key, mean over heads.
+    """
+
+    last_attention: Array | None = None
+
+
+OBSERVABLE = tuple(Observation.__dataclass_fields__)
+
+
+@struct.dataclass
+class VisionFeatures:
+    """Output of the vision stack for every view of every image.
+
+    View 0 is the whole image; the others are its hi-res crops in raster order.
+    """
+
+    hidden: Array  # [B, I, C, P, E]
+    grid: Array  # int32 [B, I, 2]; columns and rows of crops, width first
+
+
+@struct.dataclass
+class Context:
+    """What edits may consult besides the state.
+
+    Attributes:
+        aligned: arrays [..., B, V, D] that follow the visual span through every cut.
+        rng: key for edits that draw; None where nothing is random.
+    """
+
+    aligned: dict[str, Array] = struct.field(default_factory=dict)
+    rng: Array | None = None
+
+
+@struct.dataclass
+class Keep:
+    """A cut that selects.
+
+    Attributes:
+        index: int32 [B, M], rows of the span, ascending among the valid ones.
+        valid: bool [B, M].
+        gate: f32 [B, M] or None; see `TokenState.gate`.
+        aux: auxiliary losses and metrics by name.
+    """
+
+    index: Array
+    valid: Array
+    gate: Array | None = None
+    aux: dict[str, Array] = struct.field(default_factory=dict)
+
+
+@struct.dataclass
+class Mix:
+    """A cut that merges or pools: new hidden = weights @ old hidden.
+
+    Attributes:
+        weights: f32 [B, M, V].
+        valid: bool [B, M].
+        gate: f32 [B, M] or None; see `TokenState.gate`.
+        aux: auxiliary losses and metrics by name.
+    """
+
+    weights: Array
+    valid: Array
+    gate: Array | None = None
+    aux: dict[str, Array] = struct.field(default_factory=dict)

@@ -1,0 +1,81 @@
+"""A plan as a table that a person reads before the first FLOP is spent."""
+
+from __future__ import annotations
+
+from lmm_jax.depth.cost import Cost, StepCost, cost
+from lmm_jax.depth.planner import Cut, Layer, Plan, Scan, make_plan
+
+HEADER = ("step", "layers", "visual", "text", "GFLOP", "KV MiB", "")
+
+
+def table(plan: Plan, *, text: int | None = None, bytes_per_value: int = 2) -> str:
+    """Steps, tokens alive, FLOPs and cache of one prompt, against the baseline.
+
+    The baseline is the same model and prompt without any edit.
+
+    Args:
+        text: text tokens of the prompt; None counts all text slots.
+        bytes_per_value: of the key-value cache.
+    """
+    args = dict(text=text, bytes_per_value=bytes_per_value)
+    this = cost(plan, **args)
+    base = cost(make_plan(plan.geometry, ()), **args)
+    rows = [HEADER, *(_row(step, plan) for step in this.steps)]
+    rows.append(_total("language", this.language, this.kv_bytes, base.language, base))
+    views = plan.geometry.images * (1 + plan.geometry.crops)
+    note = f"{views} view{'s' if views > 1 else ''} through the encoder"
+    rows.append(("vision", "", "", "", _giga(this.vision), "", note))
+    rows.append(("projector", "", "", "", _giga(this.connector), "", ""))
+    widths = [max(len(row[i]) for row in rows) for i in range(6)]
+    lines = [_line(row, widths) for row in rows]
+    average = f"{this.visual_average:.1f}".removesuffix(".0")
+    decode = f"{_giga(this.decode)} GFLOP per decoded token"
+    lines.append(f"visual tokens per layer, on average: {average}; {decode}")
+    if plan.mode == "mask":
+        lines.append("mode=mask hides tokens without removing them: nothing is saved")
+    return "\n".join(lines)
+
+
+def _row(step: StepCost, plan: Plan) -> tuple[str, ...]:
+    kind, layers, note = "scan", "", ""
+    at = step.step
+    if isinstance(at, Cut):
+        names = ", ".join(edit.name for edit in at.edits)
+        kept = ", ".join(f"keep {edit.to} {edit.span}" for edit in at.edits)
+        return (f"cut {names}", "", str(step.visual), str(step.text), "", "", kept)
+    last = at.stop - 1
+    layers = f"{at.start}..{last}" if last > at.start else str(at.start)
+    notes = [f"+ {feed.source}[{feed.start}:{feed.stop}]" for feed in at.feeds]
+    if isinstance(at, Scan) and at.period > 1:
+        notes.append(f"every {at.period} layers")
+    if isinstance(at, Layer):
+        kind = "layer"
+        notes += [f"shows {name}" for name in at.observe]
+        notes += [f"{edit.name}: keep {edit.to} {edit.span}" for edit in at.between]
+    note = ", ".join(notes)
+    mib = _mib(step.kv_bytes)
+    counts = (str(step.visual), str(step.text))
+    return (kind, layers, *counts, _giga(step.flops), mib, note)
+
+
+def _total(
+    name: str, flops: float, kv: int, base_flops: float, base: Cost
+) -> tuple[str, ...]:
+    ratio = f"{flops / base_flops:.3f} x / {kv / base.kv_bytes:.3f} x of the baseline"
+    return (name, "", "", "", _giga(flops), _mib(kv), ratio)
+
+
+def _line(row: tuple[str, ...], widths: list[int]) -> str:
+    first = row[0].ljust(widths[0])
+    cells = [cell.rjust(width) for cell, width in zip(row[1:6], widths[1:])]
+    return "  ".join([first, *cells, row[6]]).rstrip()
+
+
+def _giga(flops: float) -> str:
+    value = flops / 1e9
+    return f"{value:,.1f}" if value >= 10 else f"{value:.4f}"
+
+
+def _mib(size: int) -> str:
+    value = size / 2**20
+    return f"{value:,.1f}" if value >= 1 else f"{value:.3f}"

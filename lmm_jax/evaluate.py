@@ -1,0 +1,168 @@
+"""Evaluates a run: batched generation, scores, and beside every score what it cost.
+
+    python -m lmm_jax.evaluate --config.workdir=runs/quickstart
+    python -m lmm_jax.evaluate --config=configs/fastv.py --config.init.run=runs/llava
+
+Writes `predictions/<task>.jsonl` and `results.json` into the work directory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+import sys
+import time
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+from tqdm import tqdm
+
+from lmm_jax import cli, experiment, runs
+from lmm_jax.data import pipeline
+from lmm_jax.decode import Generator, words
+from lmm_jax.depth.cost import cost
+from lmm_jax.eval import report, tasks
+from lmm_jax.experiment import Experiment
+from lmm_jax.models import lmm
+
+
+def evaluate(exp: Experiment) -> list[report.Record]:
+    """Runs the tasks of a config on its parameters; returns and writes the records.
+
+    Raises:
+        ValueError: no task, or one that does not exist.
+        CheckpointError: no parameters, or those of another model.
+    """
+    settings = exp.config.eval
+    if not settings.tasks:
+        raise ValueError(
+            "config.eval.tasks is empty: name tasks, for example "
+            f"--config.eval.tasks=('{tasks.TASKS[0].name}',)."
+        )
+    chosen = [tasks.named(name) for name in settings.tasks]
+    experiment.prepare_data(exp)
+    model = exp.model(train=False)
+    run = exp.params_from
+    params, done = runs.load_params(exp, model, run), runs.trained(run)
+    records = []
+    for task in chosen:
+        rows, prompt = answer(exp, model, params, task)
+        records += _records(exp, model, task, rows, prompt, done)
+    if jax.process_index() == 0:
+        report.write_results(Path(exp.config.workdir) / "results.json", records)
+    return records
+
+
+def answer(
+    exp: Experiment, model: lmm.LMM, params: Mapping[str, Any], task: tasks.Task
+) -> tuple[list[dict[str, Any]], float]:
+    """Asks every question of a task.
+
+    Returns:
+        Prediction rows in the order of the questions, and the mean number of text tokens
+        in a prompt.
+    """
+    settings = exp.config.eval
+    questions = pipeline.read_questions(
+        settings.questions or task.questions, settings.images or task.images
+    )
+    questions = questions[: settings.limit or None]
+    asked = [task.asked(question) for question in questions]
+    slots = settings.max_new_tokens or task.max_new_tokens
+    generator = Generator(model, slots, exp.tokenizer.eos_id)
+    batches = pipeline.prompts(
+        asked,
+        exp.samples(model.plan),
+        settings.batch_size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    answers: dict[int, str] = {}
+    lengths: list[int] = []
+    total = -(-len(asked) // settings.batch_size)
+    hidden = jax.process_index() > 0 or not sys.stderr.isatty()
+    for batch in tqdm(batches, total=total, desc=task.name, disable=hidden):
+        arrays = exp.place(batch)
+        tokens = generator(params, arrays)
+        ids, length = batch["id"], batch["valid"].sum(axis=1)
+        tokens, ids, length = _gathered((tokens, ids, length))
+        for row, index in enumerate(ids.tolist()):
+            if index >= 0:
+                answers[index] = words(tokens[row], exp.tokenizer)
+                lengths.append(int(length[row]))
+    rows = [
+        {
+            "question_id": question.id,
+            "prompt": question.text,
+            "text": answers[i],
+            "answers": list(question.answers),
+            "score": tasks.score(task, answers[i], question.answers),
+            "category": question.category,
+            "model_id": exp.config.name,
+            "metadata": {"protocol": task.protocol, "version": task.version},
+        }
+        for i, question in enumerate(asked)
+    ]
+    if jax.process_index() == 0:
+        path = Path(exp.config.workdir) / "predictions" / f"{task.name}.jsonl"
+        tasks.write_predictions(path, rows)
+    return rows, float(np.mean(lengths))
+
+
+def _gathered(tree):
+    """All rows of all processes, on every host."""
+    if jax.process_count() == 1:
+        return jax.tree.map(np.asarray, tree)
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def _records(
+    exp: Experiment,
+    model: lmm.LMM,
+    task: tasks.Task,
+    rows: Sequence[Mapping[str, Any]],
+    prompt: float,
+    done: Mapping[str, float],
+) -> list[report.Record]:
+    """One record per metric and group of categories, each with its cost."""
+    spent = cost(model.plan, text=round(prompt))
+    means = tasks.aggregate(task, rows, exp.config.eval.groups)
+    common = {
+        "strategy": "+".join(exp.config.strategy) or "llava",
+        "task": task.name,
+        "steps": int(done.get("steps", 0)),
+        "seconds": round(done.get("seconds", 0.0), 1),
+        "seed": exp.config.train.seed,
+        "visual_tokens": model.plan.tokens_per_image * exp.config.text.images,
+        "visual_tokens_per_layer": spent.visual_average,
+        "llm_tflops_per_example": spent.language / 1e12,
+        "vision_tflops_per_example": (spent.vision + spent.connector) / 1e12,
+        "kv_bytes": spent.kv_bytes,
+    }
+    return [
+        report.Record(
+            **common,
+            metric=metric,
+            category=group,
+            value=value,
+            examples=means["n"][group],
+        )
+        for metric in task.metrics
+        for group, value in means[metric].items()
+    ]
+
+
+def main(argv: list[str], config) -> None:
+    start = time.perf_counter()
+    exp = experiment.build(config)
+    records = evaluate(exp)
+    if jax.process_index() == 0:
+        print(report.markdown(records))
+        where = Path(exp.config.workdir) / "results.json"
+        print(f"{where} written after {time.perf_counter() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,327 @@
+"""What a config names, built: sizes, plan, model, tokenizer, data, shardings.
+
+Everything here is constructible without devices' memory, so that a plan can be printed
+and a program compiled for machines that are not there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+from jax.experimental import multihost_utils
+import ml_collections
+import numpy as np
+
+from lmm_jax import config as configs
+from lmm_jax import optim, strategies
+from lmm_jax.data import documents, pipeline
+from lmm_jax.data.conversation import find_template
+from lmm_jax.data.images import ImageSpec
+from lmm_jax.data.placement import SampleSpec, Slots
+from lmm_jax.data.tokenizer import Tokenizer
+from lmm_jax.depth import Plan, make_plan
+from lmm_jax.models import lmm
+from lmm_jax.models.specs import LMMSpec, named
+from lmm_jax.parallel.axes import RULES, Axes
+from lmm_jax.parallel.mesh import MeshConfig, global_batch, make_mesh
+
+HOST_ONLY = ("id", "skipped")  # what a batch says to the host, not to the device
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Which model, and how it is computed.
+
+    Attributes:
+        vision, language: named sizes of `lmm_jax.models.specs`.
+        dtype: of computation; "auto" is bfloat16 on accelerators and float32 on CPU,
+            where XLA's bfloat16 is many times slower.
+        param_dtype: of parameters.
+        remat, unroll: see `LayerStack`.
+        mode: "drop" removes tokens at cuts, "mask" only hides them.
+    """
+
+    vision: str
+    language: str
+    dtype: str = "auto"
+    param_dtype: str = "float32"
+    remat: Literal["none", "full", "dots"] = "none"
+    unroll: int = 1
+    mode: Literal["drop", "mask"] = "drop"
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageConfig:
+    """How images become views; see `ImageSpec`. The vision encoder gives the size."""
+
+    mode: Literal["pad", "crop", "stretch"] = "pad"
+    crops: int = 0
+    grid: Literal["aspect", "square"] = "aspect"
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """How conversations become tokens.
+
+    Attributes:
+        tokenizer: folder of a tokenizer, or "characters".
+        template: name in `lmm_jax.data.conversation`.
+        prefix, suffix: text slots before and after the images.
+        images: image slots per example.
+        truncate: cut what is too long from the right instead of skipping it.
+    """
+
+    tokenizer: str
+    template: str = "vicuna_v1"
+    prefix: int = 64
+    suffix: int = 448
+    images: int = 1
+    truncate: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The loop.
+
+    Attributes:
+        steps: updates in all.
+        learn: patterns of `lmm_jax.partition` that name what learns.
+        seed: of initialisation and of everything drawn.
+        accumulate: micro-batches per update; exactly equal to one big batch.
+        loss_shards: see `lmm_jax.losses.next_token`.
+        log_every: steps between two entries in the metrics.
+        writers: of metrics: "jsonl", "csv", "tensorboard".
+        loss_weights: auxiliary term -> weight.
+    """
+
+    steps: int
+    learn: tuple[str, ...]
+    seed: int = 0
+    accumulate: int = 1
+    loss_shards: int = 1
+    log_every: int = 10
+    writers: tuple[str, ...] = ("jsonl", "csv", "tensorboard")
+    loss_weights: dict = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """When to save, and how many to keep."""
+
+    every: int = 500
+    keep: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class InitConfig:
+    """Where parameters come from when the work directory has no checkpoint.
+
+    Attributes:
+        run: another run's work directory; its parameters are loaded, shape by shape.
+    """
+
+    run: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """What is asked.
+
+    Attributes:
+        tasks: names of `lmm_jax.eval.tasks`; empty evaluates nothing.
+        questions, images: JSONL file and image root, if not the task's own.
+        batch_size: prompts at once.
+        suffix: text slots after the images for prompts; 0 takes those of training.
+        limit: number of questions; 0 asks all.
+        max_new_tokens: if not the task's own (0).
+        groups: name -> categories that are averaged together.
+        after_training: evaluate when training ends.
+    """
+
+    tasks: tuple[str, ...] = ()
+    questions: str = ""
+    images: str = ""
+    batch_size: int = 32
+    suffix: int = 0
+    limit: int = 0
+    max_new_tokens: int = 0
+    groups: dict = dataclasses.field(default_factory=dict)
+    after_training: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class DocumentsConfig:
+    """A generated document set, made on first use; see `lmm_jax.data.documents`.
+
+    Attributes:
+        directory: where; its `tokenizer` folder holds one trained on the conversations.
+        train, validation: pages.
+        seed: of the pages.
+        vocab: tokens of the tokenizer, at most.
+    """
+
+    directory: str
+    train: int
+    validation: int
+    seed: int = 0
+    vocab: int = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Sections:
+    """A whole config."""
+
+    name: str
+    workdir: str
+    model: ModelConfig
+    image: ImageConfig
+    text: TextConfig
+    strategy: dict
+    data: pipeline.DataConfig
+    optim: optim.OptimConfig
+    train: TrainConfig
+    documents: DocumentsConfig | None = None
+    mesh: MeshConfig = MeshConfig()  # noqa: RUF009 (frozen)
+    axes: tuple = RULES
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    init: InitConfig = InitConfig()
+    eval: EvalConfig = EvalConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A config and everything it names."""
+
+    config: Sections
+
+    @functools.cached_property
+    def spec(self) -> LMMSpec:
+        m = self.config.model
+        dtype = m.dtype
+        if dtype == "auto":
+            dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        spec = LMMSpec(named("vision", m.vision), named("language", m.language))
+        return spec.replaced(
+            dtype=dtype, param_dtype=m.param_dtype, remat=m.remat, unroll=m.unroll
+        )
+
+    def plan(self, *, train: bool) -> Plan:
+        """The plan for learning or for running; some strategies differ between the two.
+
+        Raises:
+            ValueError: a strategy that does not exist, or that cannot be placed.
+        """
+        text, image = self.config.text, self.config.image
+        prompt = self.config.eval.suffix or text.suffix
+        geometry = lmm.geometry(
+            self.spec,
+            images=text.images,
+            crops=image.crops,
+            prefix=text.prefix,
+            suffix=text.suffix if train else prompt,
+            train=train,
+        )
+        edits = strategies.build(self.config.strategy, geometry)
+        return make_plan(geometry, edits, mode=self.config.model.mode)
+
+    @functools.cached_property
+    def axes(self) -> Axes:
+        rules = tuple((name, tuple(to)) for name, to in self.config.axes)
+        return Axes(make_mesh(self.config.mesh), rules)
+
+    def model(self, *, train: bool, axes: Axes | None = None) -> lmm.LMM:
+        """The model along the plan; pass axes to pin activations to a mesh."""
+        axes = axes or self.axes
+        return lmm.LMM(self.spec, self.plan(train=train), axes.constrain)
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        tokenizer = Tokenizer.load(self.config.text.tokenizer)
+        if tokenizer.vocab_size > self.spec.language.vocab:
+            raise ValueError(
+                f"tokenizer {self.config.text.tokenizer!r} has {tokenizer.vocab_size} "
+                f"tokens, {self.config.model.language} embeds "
+                f"{self.spec.language.vocab}: use the tokenizer of that model."
+            )
+        return tokenizer
+
+    def samples(self, plan: Plan) -> SampleSpec:
+        """How a record becomes a sample of this plan."""
+        text, image, vision = self.config.text, self.config.image, self.spec.vision
+        pixels = ImageSpec(
+            vision.image,
+            image.mode,
+            image.crops,
+            image.grid,
+            vision.mean,
+            vision.std,
+        )
+        g = plan.geometry
+        slots = Slots(g.prefix, g.suffix, g.images, plan.tokens_per_image)
+        template = find_template(text.template)
+        return SampleSpec(pixels, slots, template, self.tokenizer, text.truncate)
+
+    def abstract_params(self, model: lmm.LMM) -> dict[str, Any]:
+        """Shapes and dtypes of all parameters; nothing is allocated."""
+        return jax.eval_shape(lambda key: lmm.init(model, key), jax.random.key(0))
+
+    def placed_params(self, model: lmm.LMM) -> dict[str, Any]:
+        """The same, each with its sharding on the mesh."""
+        abstract = self.abstract_params(model)
+        shardings = self.axes.params(abstract, lmm.params(self.spec))
+        return jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+            abstract,
+            shardings,
+        )
+
+    def place(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        """Rows of this process as global arrays on the mesh; host-only keys stay here."""
+        rows = {name: x for name, x in batch.items() if name not in HOST_ONLY}
+        return global_batch(rows, self.axes.batch(rows))
+
+    @property
+    def params_from(self) -> str:
+        """The run whose parameters are evaluated: this one, or the one it starts from."""
+        own = Path(self.config.workdir) / "checkpoints"
+        run = self.config.init.run
+        return self.config.workdir if own.is_dir() or not run else run
+
+
+def build(config: ml_collections.ConfigDict) -> Experiment:
+    """Checks a config and builds what it names.
+
+    Raises:
+        ValueError: an unknown, missing or ill-typed field, by name.
+    """
+    return Experiment(configs.from_config(Sections, config.to_dict(), "config"))
+
+
+def prepare_data(experiment: Experiment) -> None:
+    """Generates the document set that a config asks for, once, on one process."""
+    wanted = experiment.config.documents
+    if wanted is None:
+        return
+    if jax.process_index() == 0:
+        documents.generate(
+            wanted.directory,
+            train=wanted.train,
+            validation=wanted.validation,
+            seed=wanted.seed,
+        )
+        folder = Path(wanted.directory) / "tokenizer"
+        if not folder.is_dir():
+            template = find_template(experiment.config.text.template)
+            turns = documents.turns(wanted.directory)
+            texts = [
+                template.ask.format(asked) + template.answer.format(answered)
+                for asked, answered in turns
+            ]
+            Tokenizer.train(texts, wanted.vocab).save(folder)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("documents")

@@ -1,0 +1,353 @@
+"""A LLaVA-shaped large multimodal model that runs a depth plan.
+
+Letters: B batch, I images, C views, H W pixels, P patches, E vision width, V visual
+tokens per image, T text tokens, D language width, W vocabulary, S rows of a buffer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import einops
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from lmm_jax.depth import (
+    Context,
+    Geometry,
+    Layout,
+    Observation,
+    Plan,
+    Role,
+    TokenState,
+    VisionFeatures,
+)
+from lmm_jax.depth.reduce import reduce_span
+from lmm_jax.models import connector, decoder, vit
+from lmm_jax.models.specs import LMMSpec
+from lmm_jax.nn.params import Param
+from lmm_jax.nn.stack import Cache, StackOutput, empty_tail
+
+Array = jax.Array
+Batch = Mapping[str, Array]
+
+
+class LMM(nn.Module):
+    """Vision encoder, projector and language model, run along a plan.
+
+    The batch contract is that of `lmm_jax.data.placement`. Methods are pure functions of
+    (parameters, batch); `constrain(x, "batch tokens act_embed")` pins shardings.
+    """
+
+    spec: LMMSpec
+    plan: Plan
+    constrain: Callable[[Array, str], Array] = lambda x, names: x
+
+    def setup(self):
+        s, b = self.spec, self.spec.language.block
+        self.vision = vit.VisionTransformer(
+            s.vision, s.remat, s.unroll, self._constrain_tokens
+        )
+        self.connector = connector.Projector(b.width, b.dtype, b.param_dtype)
+        self.language = decoder.Decoder(
+            s.language, s.remat, s.unroll, self._constrain_tokens
+        )
+        # Ops that learn become submodules, so parameters follow the edit's name.
+        self.strategy = {
+            e.name: e.op
+            for e in self.plan.edits
+            if isinstance(getattr(e, "op", None), nn.Module)
+        }
+
+    def __call__(
+        self, batch: Batch, rng: Array | None = None, *, collect: bool = False
+    ) -> StackOutput:
+        """Runs all layers: the tokens alive at the end, and caches if asked for."""
+        state, ctx = self._enter(batch, rng)
+        return self.language.stack.run(
+            state,
+            self.plan.language,
+            ctx,
+            ops=self.strategy,
+            mode=self.plan.mode,
+            collect=collect,
+        )
+
+    def score(
+        self, batch: Batch, rng: Array | None = None
+    ) -> tuple[Array, dict[str, Array]]:
+        """Logits that predict each text token of the batch, and what the cuts report.
+
+        Returns:
+            [B, T, W]; row t is read from the token just before t in the sequence, which
+            may be a visual one. Rows without a predecessor are meaningless.
+        """
+        out = self(batch, rng)
+        return self.predict(out.state, batch), out.aux
+
+    def predict(self, state: TokenState, batch: Batch) -> Array:
+        """Logits [B, T, W] that predict each text token, from the last layer's state."""
+        with jax.named_scope("head"):
+            rows = _predecessors(state, batch["positions"], batch["segment"])
+            hidden = jnp.take_along_axis(state.hidden, rows[..., None], axis=1)
+            logits = self.language.logits(hidden)
+        return self.constrain(logits, "batch tokens vocab")
+
+    def prefill(self, batch: Batch, *, slots: int) -> tuple[Array, Cache]:
+        """Reads a prompt: logits [B, W] of the first new token, and the cache.
+
+        Args:
+            batch: prompts; see `lmm_jax.data.pipeline`.
+            slots: capacity for decoded tokens.
+        """
+        out = self(batch, collect=True)
+        state, s = out.state, self.spec.language
+        order = jnp.where(state.valid, state.positions, -1)
+        last = jnp.argmax(order, axis=1)
+        hidden = jnp.take_along_axis(state.hidden, last[:, None, None], axis=1)
+        tail = empty_tail(s.block, s.depth, len(last), slots)
+        start = jnp.max(jnp.where(batch["valid"], batch["positions"], -1), axis=1) + 1
+        cache = Cache(out.runs, tail, start.astype(jnp.int32), jnp.zeros((), jnp.int32))
+        return self.language.logits(hidden[:, 0]), cache
+
+    def decode(self, tokens: Array, cache: Cache) -> tuple[Array, Cache]:
+        """Reads one more token int32 [B] per row: logits [B, W] of the next."""
+        hidden = self.language.embed(tokens[:, None])
+        hidden, cache = self.language.stack.decode(hidden, cache, self.plan.language)
+        return self.language.logits(hidden[:, 0]), cache
+
+    def logits(self, hidden: Array) -> Array:
+        """[..., D] of the last layer to logits [..., W]."""
+        return self.language.logits(hidden)
+
+    def features(self, batch: Batch) -> VisionFeatures:
+        """Vision features of every view of every image."""
+        images = batch["images"]
+        shape = images.shape[:3]
+        with jax.named_scope("vision"):
+            flat = einops.rearrange(images, "b i c h w rgb -> (b i c) h w rgb")
+            hidden = self.vision(flat, self.plan.vision)
+        return VisionFeatures(hidden.reshape(*shape, *hidden.shape[1:]), batch["grid"])
+
+    def _enter(self, batch: Batch, rng: Array | None) -> tuple[TokenState, Context]:
+        """Assembles the sequence: text and visual spans in storage order."""
+        vision = self.features(batch)
+        with jax.named_scope("connector"):
+            visual = self._connect(vision)
+            aligned = {
+                e.name: self._op(e)(vision, self.connector) for e in self.plan.injects
+            }
+            _check_aligned(aligned, visual)
+            ctx = Context(aligned, rng)
+            visual, gate, ctx = self._compress(visual, batch, ctx)
+        state = self._assemble(batch, visual, gate)
+        if state.hidden.shape[1] < self.plan.entrance.length:  # mask mode
+            state, ctx = _padded_visual(state, ctx, self.plan.entrance)
+        hidden = self.constrain(state.hidden, "batch tokens act_embed")
+        return state.replace(hidden=hidden), ctx
+
+    def _connect(self, vision: VisionFeatures) -> Array:
+        """[B, I, V, D]; without a `Connect` edit, the projected view of the whole."""
+        connect = self.plan.connect
+        if connect is None:
+            return self.connector(vision.hidden[:, :, 0])
+        visual = self._op(connect)(vision, self.connector)
+        if visual.shape[2] != connect.to:
+            raise ValueError(
+                f"{connect.name} announced {connect.to} tokens per image and made "
+                f"{visual.shape[2]}; its `to` must be what its op returns."
+            )
+        return visual
+
+    def _compress(self, visual: Array, batch: Batch, ctx: Context):
+        """Reductions at the connector, image by image."""
+        b, i, v, d = visual.shape
+        if not self.plan.compress:
+            return visual.reshape(b, i * v, d), None, ctx
+        state = _per_image(visual, batch["views"][..., 0])
+        aligned = {
+            name: x.reshape(x.shape[0], b * i, v, d) for name, x in ctx.aligned.items()
+        }
+        ctx = ctx.replace(aligned=aligned)
+        for edit in self.plan.compress:
+            decision = self._op(edit)(state, Observation(), ctx)
+            state, ctx = reduce_span(state, ctx, edit.span, decision)
+        m = state.hidden.shape[1]
+        aligned = {
+            name: x.reshape(x.shape[0], b, i * m, d) for name, x in ctx.aligned.items()
+        }
+        gate = None if state.gate is None else state.gate.reshape(b, i * m)
+        return state.hidden.reshape(b, i * m, d), gate, ctx.replace(aligned=aligned)
+
+    def _assemble(self, batch: Batch, visual: Array, gate: Array | None) -> TokenState:
+        text = self.language.embed(batch["tokens"])
+        prefix, count = self.plan.geometry.prefix, visual.shape[1]
+        if batch["visual_positions"].shape[1] != count:
+            raise ValueError(
+                f"the batch has {batch['visual_positions'].shape[1]} visual slots and "
+                f"the plan {count}: place the data with this plan's tokens_per_image."
+            )
+
+        def join(words: Array, pictures: Array) -> Array:
+            parts = (words[:, :prefix], pictures, words[:, prefix:])
+            return jnp.concatenate(parts, axis=1)
+
+        ones = jnp.ones(visual.shape[:2], jnp.float32)
+        return TokenState(
+            hidden=join(text, visual.astype(text.dtype)),
+            positions=join(batch["positions"], batch["visual_positions"]),
+            valid=join(batch["valid"], batch["visual_valid"]),
+            segment=join(batch["segment"], batch["visual_segment"]),
+            role=join(batch["role"], jnp.full_like(ones, Role.VISUAL, jnp.int8)),
+            turn=join(batch["turn"], jnp.zeros_like(ones, jnp.int32)),
+            size=join(jnp.ones(text.shape[:2], jnp.float32), ones),
+            gate=None if gate is None else join(jnp.ones(text.shape[:2]), gate),
+            layout=Layout.of(
+                {
+                    "prefix": prefix,
+                    "visual": count,
+                    "suffix": text.shape[1] - prefix,
+                }
+            ),
+        )
+
+    def _op(self, edit):
+        return self.strategy.get(edit.name, edit.op)
+
+    def _constrain_tokens(self, x: Array) -> Array:
+        return self.constrain(x, "batch tokens act_embed")
+
+
+def geometry(
+    spec: LMMSpec,
+    *,
+    images: int,
+    crops: int,
+    prefix: int,
+    suffix: int,
+    train: bool = False,
+) -> Geometry:
+    """Static sizes of a model and its prompt, for strategies and plans."""
+    v, w = spec.vision, spec.language
+    return Geometry(
+        vision=v.block.geometry(v.depth),
+        language=w.block.geometry(w.depth),
+        vision_layers=v.run,
+        class_token=v.class_token,
+        grid=v.grid,
+        patch=v.patch,
+        images=images,
+        crops=crops,
+        prefix=prefix,
+        suffix=suffix,
+        vocab=w.vocab,
+        train=train,
+    )
+
+
+def abstract_batch(model: LMM, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of the batch that a model reads, for tracing without data."""
+    g, side = model.plan.geometry, model.spec.vision.image
+    text, views = g.prefix + g.suffix, 1 + g.crops
+    visual = g.images * model.plan.tokens_per_image
+
+    def of(dtype, *shape):
+        return jax.ShapeDtypeStruct((size, *shape), dtype)
+
+    return {
+        "images": of(jnp.uint8, g.images, views, side, side, 3),
+        "views": of(bool, g.images, views),
+        "grid": of(jnp.int32, g.images, 2),
+        "tokens": of(jnp.int32, text),
+        "positions": of(jnp.int32, text),
+        "valid": of(bool, text),
+        "segment": of(jnp.int32, text),
+        "role": of(jnp.int8, text),
+        "turn": of(jnp.int32, text),
+        "loss_mask": of(jnp.float32, text),
+        "visual_positions": of(jnp.int32, visual),
+        "visual_valid": of(bool, visual),
+        "visual_segment": of(jnp.int32, visual),
+    }
+
+
+def init(model: LMM, rng: Array) -> dict:
+    """Fresh parameters. Call it under `jax.jit` or `jax.eval_shape`."""
+    batch = {
+        name: jnp.zeros(x.shape, x.dtype)
+        for name, x in abstract_batch(model, 1).items()
+    }
+    return model.init(rng, batch, method="score")["params"]
+
+
+def params(spec: LMMSpec) -> tuple[Param, ...]:
+    """Rows of the whole model in the naming of the original LLaVA checkpoints."""
+    tower = "model.vision_tower.vision_tower.vision_model."
+    return (
+        *(row.under("vision/", tower) for row in vit.params(spec.vision)),
+        *(row.under("connector/", "model.mm_projector.") for row in connector.PARAMS),
+        *(row.under("language/", "") for row in decoder.params(spec.language)),
+    )
+
+
+def _predecessors(state: TokenState, positions: Array, segment: Array) -> Array:
+    """Storage row int32 [B, T] of the live token just before each text token.
+
+    Found by position, so it holds whatever the cuts removed.
+    """
+    earlier = (
+        state.valid[:, None]
+        & (state.segment[:, None] == segment[:, :, None])
+        & (state.positions[:, None] < positions[:, :, None])
+    )
+    return jnp.argmax(jnp.where(earlier, state.positions[:, None], -1), axis=-1)
+
+
+def _per_image(visual: Array, present: Array) -> TokenState:
+    """Each image as a row of its own: [B * I, V, D]."""
+    b, i, v, d = visual.shape
+    zero = jnp.zeros((b * i, v), jnp.int32)
+    return TokenState(
+        hidden=visual.reshape(b * i, v, d),
+        positions=jnp.broadcast_to(jnp.arange(v), zero.shape),
+        valid=jnp.broadcast_to(present.reshape(b * i, 1), zero.shape),
+        segment=zero,
+        role=jnp.full((b * i, v), Role.VISUAL, jnp.int8),
+        turn=zero,
+        size=jnp.ones((b * i, v), jnp.float32),
+        layout=Layout.of({"visual": v}),
+    )
+
+
+def _padded_visual(state: TokenState, ctx: Context, entrance: Layout):
+    """Fills the visual span up to the storage of a plan that masks instead of dropping."""
+    where = state.layout.slice("visual")
+    extra = entrance.count("visual") - (where.stop - where.start)
+
+    def pad(x: Array) -> Array:
+        hole = jnp.zeros((x.shape[0], extra, *x.shape[2:]), x.dtype)
+        return jnp.concatenate([x[:, : where.stop], hole, x[:, where.stop :]], axis=1)
+
+    arrays = {
+        name: pad(getattr(state, name))
+        for name in ("hidden", "positions", "valid", "segment", "role", "turn", "size")
+    }
+    gate = None if state.gate is None else pad(state.gate)
+    aligned = {
+        name: jnp.pad(x, ((0, 0), (0, 0), (0, extra), (0, 0)))
+        for name, x in ctx.aligned.items()
+    }
+    state = state.replace(**arrays, gate=gate, layout=entrance)
+    return state, ctx.replace(aligned=aligned)
+
+
+def _check_aligned(aligned: Mapping[str, Array], visual: Array) -> None:
+    rows = visual.shape[1] * visual.shape[2]
+    for name, buffer in aligned.items():
+        if buffer.shape[2] != rows:
+            raise ValueError(
+                f"{name} injects {buffer.shape[2]} rows, the connector gives {rows} "
+                "visual tokens; they must match row by row: use a reduction at the "
+                "connector, which both follow, instead of another connector."
+            )

@@ -1,0 +1,170 @@
+"""Named sizes of vision encoders and language models: those that are published, and tiny
+ones for tests and the quickstart."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from lmm_jax.nn.block import BlockSpec
+from lmm_jax.nn.rope import RopeSpec
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionSpec:
+    """A vision transformer.
+
+    Attributes:
+        image: pixels a side of one view.
+        patch: pixels a side of one patch.
+        block: its block (bidirectional, LayerNorm, learned positions).
+        depth: layers.
+        run: layers that run; features are the residual stream after the last of them
+            (LLaVA reads CLIP one layer before its end, so 23 of 24).
+        class_token: a [CLS] token in front, dropped from the features.
+        pre_norm: a LayerNorm between embedding and layers (CLIP).
+        patch_bias: bias in the patch embedding (SigLIP).
+        post_norm: checkpoints hold a last LayerNorm; it is kept and never applied, since
+            connectors read the residual stream before it.
+        mean, std: of pixels in 0..1, per channel.
+    """
+
+    image: int
+    patch: int
+    block: BlockSpec
+    depth: int
+    run: int
+    class_token: bool = True
+    pre_norm: bool = True
+    patch_bias: bool = False
+    post_norm: bool = True
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        side = self.image // self.patch
+        return side, side
+
+    @property
+    def patches(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageSpec:
+    """A decoder-only language model.
+
+    Attributes:
+        vocab: rows of the embedding and of the head.
+        block: its block (causal, rotary).
+        depth: layers.
+        tied: the head is the embedding.
+    """
+
+    vocab: int
+    block: BlockSpec
+    depth: int
+    tied: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class LMMSpec:
+    """A LLaVA-shaped model: vision encoder, projector, language model.
+
+    Attributes:
+        remat, unroll: see `LayerStack`; they apply to both stacks.
+    """
+
+    vision: VisionSpec
+    language: LanguageSpec
+    remat: Literal["none", "full", "dots"] = "none"
+    unroll: int = 1
+
+    def replaced(
+        self, *, dtype: str, param_dtype: str, remat: str, unroll: int
+    ) -> LMMSpec:
+        """The same sizes with other numerics and execution."""
+        kinds = dict(dtype=dtype, param_dtype=param_dtype)
+        parts = {
+            name: dataclasses.replace(
+                part, block=dataclasses.replace(part.block, **kinds)
+            )
+            for name, part in (("vision", self.vision), ("language", self.language))
+        }
+        return dataclasses.replace(self, **parts, remat=remat, unroll=unroll)
+
+
+def vit_block(width: int, heads: int, hidden: int, activation: str) -> BlockSpec:
+    """A bidirectional LayerNorm block with biases everywhere."""
+    return BlockSpec(
+        width=width,
+        heads=heads,
+        kv_heads=heads,
+        head_dim=width // heads,
+        hidden=hidden,
+        norm="layer",
+        activation=activation,
+        gated=False,
+        bias="all",
+        rope=None,
+        causal=False,
+    )
+
+
+def llama_block(
+    width: int, heads: int, hidden: int, *, kv_heads: int = 0, base: float = 10_000.0
+) -> BlockSpec:
+    """A causal RMSNorm block with SwiGLU, rotary embedding and no biases."""
+    return BlockSpec(
+        width=width,
+        heads=heads,
+        kv_heads=kv_heads or heads,
+        head_dim=width // heads,
+        hidden=hidden,
+        rope=RopeSpec(base),
+    )
+
+
+VISION = {
+    "clip-l-336": VisionSpec(
+        336, 14, vit_block(1024, 16, 4096, "quick_gelu"), depth=24, run=23
+    ),
+    "quickstart-vit": VisionSpec(
+        32,
+        4,
+        vit_block(96, 4, 256, "gelu"),
+        depth=3,
+        run=3,
+        class_token=False,
+        post_norm=False,
+        mean=(0.9, 0.9, 0.9),
+        std=(0.25, 0.25, 0.25),
+    ),
+    "tiny-vit": VisionSpec(16, 4, vit_block(32, 2, 64, "quick_gelu"), depth=3, run=2),
+}
+
+LANGUAGE = {
+    "vicuna-7b": LanguageSpec(32_000, llama_block(4096, 32, 11_008), 32),
+    "vicuna-13b": LanguageSpec(32_000, llama_block(5120, 40, 13_824), 40),
+    "quickstart-lm": LanguageSpec(512, llama_block(128, 4, 344), 6, tied=True),
+    "tiny-lm": LanguageSpec(128, llama_block(48, 4, 96, kv_heads=2), 6),
+}
+
+
+def named(kind: str, name: str) -> VisionSpec | LanguageSpec:
+    """Looks a spec up.
+
+    Raises:
+        ValueError: no such name; lists those that exist.
+    """
+    table = {"vision": VISION, "language": LANGUAGE}[kind]
+    if name not in table:
+        raise ValueError(
+            f"model.{kind}={name!r} is not a named size; use one of "
+            f"{', '.join(sorted(table))}, or add it to lmm_jax/models/specs.py."
+        )
+    return table[name]

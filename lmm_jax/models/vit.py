@@ -1,0 +1,162 @@
+"""The vision stack: patches, learned positions, layers, and the features in between.
+
+Letters: N images (views), H W pixels, P patches, E width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lmm_jax.depth import Context, Layout, Role, TokenState
+from lmm_jax.depth.planner import Step
+from lmm_jax.models.specs import VisionSpec
+from lmm_jax.nn.embed import PatchEmbed
+from lmm_jax.nn.norm import LayerNorm
+from lmm_jax.nn.params import Param
+from lmm_jax.nn.stack import LayerStack, Remat
+
+Array = jax.Array
+
+
+class VisionTransformer(nn.Module):
+    """CLIP-style encoder, run up to the layer whose features a connector reads."""
+
+    spec: VisionSpec
+    remat: Remat = "none"
+    unroll: int = 1
+    constrain: Callable[[Array], Array] = lambda x: x
+
+    def setup(self):
+        s, b = self.spec, self.spec.block
+        self.patch = PatchEmbed(s.patch, b.width, s.patch_bias, b.dtype, b.param_dtype)
+        init, dtype = nn.initializers.normal(0.02), jnp.dtype(b.param_dtype)
+        tokens = s.patches + s.class_token
+        if s.class_token:
+            self.cls = self.param("cls", init, (b.width,), dtype)
+        self.positions = self.param("positions", init, (tokens, b.width), dtype)
+        if s.pre_norm:
+            self.pre_norm = LayerNorm(b.norm_eps)
+        if s.post_norm:
+            self.post_norm = LayerNorm(b.norm_eps)
+        self.stack = LayerStack(
+            b, s.depth, False, self.remat, self.unroll, self.constrain
+        )
+
+    def __call__(self, images: Array, steps: Sequence[Step]) -> Array:
+        """Features of each view.
+
+        Args:
+            images: uint8 [N, H, W, 3], normalised here; or float, already normalised.
+            steps: of the plan's vision stack.
+
+        Returns:
+            [N, P, E], the residual stream after the last step, without [CLS].
+        """
+        x = self.patch(self._normalised(images))
+        if self.spec.class_token:
+            cls = jnp.broadcast_to(self.cls.astype(x.dtype), (len(x), 1, x.shape[-1]))
+            x = jnp.concatenate([cls, x], axis=1)
+        x = x + self.positions.astype(x.dtype)
+        if self.spec.pre_norm:
+            x = self.pre_norm(x)
+        state = _state(x, int(self.spec.class_token))
+        out = self.stack.run(state, steps, Context()).state
+        if self.spec.post_norm and self.is_initializing():
+            self.post_norm(out.hidden)
+        return out.hidden[:, out.layout.slice("visual")]
+
+    def _normalised(self, images: Array) -> Array:
+        if images.dtype != jnp.uint8:
+            return images
+        mean, std = (np.asarray(x, np.float32) for x in (self.spec.mean, self.spec.std))
+        return (images.astype(jnp.float32) / 255.0 - mean) / std
+
+
+def _state(x: Array, cls: int) -> TokenState:
+    batch, tokens = x.shape[:2]
+    zero = jnp.zeros((batch, tokens), jnp.int32)
+    return TokenState(
+        hidden=x,
+        positions=jnp.broadcast_to(jnp.arange(tokens), zero.shape),
+        valid=jnp.ones((batch, tokens), bool),
+        segment=zero,
+        role=jnp.full((batch, tokens), Role.VISUAL, jnp.int8),
+        turn=zero,
+        size=jnp.ones((batch, tokens), jnp.float32),
+        layout=Layout.of({"cls": cls, "visual": tokens - cls}),
+    )
+
+
+def params(spec: VisionSpec) -> tuple[Param, ...]:
+    """Rows of a CLIP-style vision tower in the Hugging Face naming."""
+    rows = [
+        Param(
+            "patch/kernel",
+            "patch_h patch_w channel embed",
+            "embeddings.patch_embedding.weight",
+            "embed channel patch_h patch_w",
+        ),
+        Param(
+            "positions",
+            "position embed",
+            "embeddings.position_embedding.weight",
+            "position embed",
+        ),
+    ]
+    if spec.patch_bias:
+        key = "embeddings.patch_embedding.bias"
+        rows.append(Param("patch/bias", "embed", key, "embed"))
+    if spec.class_token:
+        rows.append(Param("cls", "embed", "embeddings.class_embedding", "embed"))
+    if spec.pre_norm:
+        # "layrnorm" is how the published key is spelt.
+        rows += _norm("pre_norm", "pre_layrnorm", "")
+    if spec.post_norm:
+        rows += _norm("post_norm", "post_layernorm", "")
+    layer = "encoder.layers.{layer}."
+    rows += _norm("stack/layers/attn_norm", layer + "layer_norm1", "layers ")
+    rows += _norm("stack/layers/mlp_norm", layer + "layer_norm2", "layers ")
+    for ours, theirs in (("q", "q_proj"), ("k", "k_proj"), ("v", "v_proj")):
+        path, key = f"stack/layers/{ours}/", f"{layer}self_attn.{theirs}."
+        out = "(heads head_dim)"
+        rows += [
+            Param(
+                path + "kernel",
+                "layers embed heads head_dim",
+                key + "weight",
+                f"{out} embed",
+            ),
+            Param(path + "bias", "layers heads head_dim", key + "bias", out),
+        ]
+    for path, axes, key in (
+        ("o", "heads head_dim embed", "self_attn.out_proj"),
+        ("up", "embed mlp", "mlp.fc1"),
+        ("down", "mlp embed", "mlp.fc2"),
+    ):
+        into, out = axes.rsplit(" ", 1)
+        into = f"({into})" if " " in into else into
+        rows += [
+            Param(
+                f"stack/layers/{path}/kernel",
+                f"layers {axes}",
+                f"{layer}{key}.weight",
+                f"{out} {into}",
+            ),
+            Param(
+                f"stack/layers/{path}/bias", f"layers {out}", f"{layer}{key}.bias", out
+            ),
+        ]
+    return tuple(rows)
+
+
+def _norm(path: str, key: str, stacked: str) -> list[Param]:
+    axes = stacked + "norm"
+    return [
+        Param(f"{path}/scale", axes, f"{key}.weight", "norm"),
+        Param(f"{path}/bias", axes, f"{key}.bias", "norm"),
+    ]

@@ -1,0 +1,130 @@
+"""Attention over several caches at once, and what it can show of itself.
+
+Letters: B batch, T tokens (queries), S keys, N query heads, K key heads, G = N / K,
+H head width.
+"""
+
+from __future__ import annotations
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lmm_jax.depth import Keys, Observation, Place, Role, TokenState
+
+Array = jax.Array
+
+HIDDEN = -1e30  # finite: a row that may see nothing must not become NaN
+
+
+@struct.dataclass
+class Sight:
+    """What queries may see of one part of the keys.
+
+    Computed once for all layers of a run, since places change only at cuts.
+
+    Attributes:
+        visible: bool [B, T, S]; None if every query sees every key.
+        gate: f32 [B, S], log of the keys' share in the softmax; None if all are one.
+    """
+
+    visible: Array | None
+    gate: Array | None = None
+
+
+def sight(queries: Place, keys: Place, *, causal: bool) -> Sight:
+    """Who sees whom: valid keys of the same segment, none later if `causal`.
+
+    Positions decide, never storage order.
+    """
+    visible = keys.valid[:, None, :] & (
+        queries.segment[:, :, None] == keys.segment[:, None, :]
+    )
+    if causal:
+        visible &= keys.positions[:, None, :] <= queries.positions[:, :, None]
+    gate = None if keys.gate is None else jnp.log(keys.gate)
+    return Sight(visible, gate)
+
+
+def attention(q: Array, parts: tuple[tuple[Keys, Sight], ...]) -> Array:
+    """Softmax attention over all parts together; a row that sees nothing returns zeros.
+
+    Logits are joined, never the caches: joining keys would copy the whole cache in every
+    layer of every decode step. Softmax in float32.
+
+    Args:
+        q: [B, T, N, H].
+        parts: keys [B, S_i, K, H] and who sees them.
+
+    Returns:
+        [B, T, N, H].
+    """
+    logits, visible = _logits(q, parts)
+    probs = _softmax(logits, visible).astype(q.dtype)
+    ends = np.cumsum([keys.k.shape[1] for keys, _ in parts])[:-1]
+    out = sum(
+        jnp.einsum("bkgts,bskh->btkgh", p, keys.v)
+        for p, (keys, _) in zip(jnp.split(probs, ends, axis=-1), parts)
+    )
+    return out.reshape(q.shape)
+
+
+def observe(
+    q: Array, keys: Keys, seen: Sight, rows: dict[str, Array], names: tuple[str, ...]
+) -> Observation:
+    """Computes only what was asked for, beside the attention itself.
+
+    Args:
+        q: [B, T, N, H] rotated queries of the observed layer.
+        keys: [B, T, K, H], its keys.
+        seen: who sees whom.
+        rows: storage row int32 [B] of each query that an observation reads.
+        names: fields of `Observation`.
+    """
+    shown = {}
+    if "last_attention" in names:
+        row = rows["last"][:, None]
+        query = jnp.take_along_axis(q, row[..., None, None], axis=1)  # [B, 1, N, H]
+        visible = jnp.take_along_axis(seen.visible, row[..., None], axis=1)
+        logits, visible = _logits(query, ((keys, Sight(visible, seen.gate)),))
+        shown["last_attention"] = _softmax(logits, visible).mean((1, 2))[:, 0]
+    return Observation(**shown)
+
+
+def last_prompt_row(state: TokenState) -> Array:
+    """Storage row int32 [B] of the last valid token that is not an answer."""
+    asks = state.valid & (state.role != Role.ASSISTANT)
+    return jnp.argmax(jnp.where(asks, state.positions, -1), axis=1)
+
+
+def _logits(q, parts):
+    """f32 logits [B, K, G, T, S] over all parts, and bool visibility of the same shape
+    (broadcast over heads; None if everything is visible)."""
+    b, t, n, h = q.shape
+    heads = parts[0][0].k.shape[2]
+    q = q.reshape(b, t, heads, n // heads, h)
+    logits, visible = [], []
+    for keys, seen in parts:
+        part = jnp.einsum(
+            "btkgh,bskh->bkgts", q, keys.k, preferred_element_type=jnp.float32
+        )
+        part = part * h**-0.5
+        if seen.gate is not None:
+            part = part + seen.gate[:, None, None, None, :]
+        logits.append(part)
+        visible.append(seen.visible)
+    if all(v is None for v in visible):
+        return _joined(logits), None
+    return _joined(logits), _joined(visible)[:, None, None]
+
+
+def _joined(parts: list[Array]) -> Array:
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
+
+
+def _softmax(logits: Array, visible: Array | None) -> Array:
+    if visible is None:
+        return jax.nn.softmax(logits, axis=-1)
+    probs = jax.nn.softmax(jnp.where(visible, logits, HIDDEN), axis=-1)
+    return jnp.where(visible, probs, 0.0)

@@ -1,0 +1,154 @@
+"""A pre-norm transformer block in two halves, so that tokens can be cut in between.
+
+Letters: B batch, T tokens, D width, N query heads, K key heads, H head width, F hidden
+width of the MLP.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from lmm_jax.depth import Keys, StackGeometry
+from lmm_jax.nn.attention import Sight, attention
+from lmm_jax.nn.norm import LayerNorm, RMSNorm
+from lmm_jax.nn.rope import RopeSpec, Rotation, rotate
+
+Array = jax.Array
+
+ACTIVATIONS = {
+    "silu": nn.silu,
+    "gelu": lambda x: nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: nn.gelu(x, approximate=True),
+    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockSpec:
+    """Static sizes and kinds of one block; every layer of a stack shares one.
+
+    Attributes:
+        width, heads, kv_heads, head_dim, hidden: D, N, K, H, F.
+        norm: "rms" or "layer".
+        gated: down(act(gate(x)) * up(x)) instead of down(act(up(x))).
+        bias: biases on the attention projections ("qkv", "all", "none") and, with "all",
+            on the MLP.
+        rope: rotary embedding; None where positions are learned.
+        causal: no key later than the query is visible.
+        parallel: attention and MLP read the same normalised input (Phi-2).
+        dtype: compute dtype; parameters are float32 unless `param_dtype` says otherwise.
+    """
+
+    width: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    hidden: int
+    norm: Literal["rms", "layer"] = "rms"
+    norm_eps: float = 1e-5
+    activation: str = "silu"
+    gated: bool = True
+    bias: Literal["none", "qkv", "all"] = "none"
+    rope: RopeSpec | None = RopeSpec()  # noqa: RUF009 (frozen)
+    causal: bool = True
+    parallel: bool = False
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+
+    def geometry(self, depth: int) -> StackGeometry:
+        """Sizes of a stack of `depth` such blocks, for plans and costs."""
+        return StackGeometry(
+            depth=depth,
+            width=self.width,
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            hidden=self.hidden,
+            gated=self.gated,
+            causal=self.causal,
+            parallel=self.parallel,
+        )
+
+
+class Block(nn.Module):
+    """x -> x + attention(norm(x)) -> x + mlp(norm(x))."""
+
+    spec: BlockSpec
+
+    def setup(self):
+        s = self.spec
+        norm = RMSNorm if s.norm == "rms" else LayerNorm
+        self.attn_norm = norm(s.norm_eps)
+        if not s.parallel:
+            self.mlp_norm = norm(s.norm_eps)
+        qkv = s.bias != "none"
+        self.q = self._dense((s.heads, s.head_dim), qkv)
+        self.k = self._dense((s.kv_heads, s.head_dim), qkv)
+        self.v = self._dense((s.kv_heads, s.head_dim), qkv)
+        self.o = self._dense(s.width, s.bias == "all", axis=(-2, -1))
+        if s.gated:
+            self.gate = self._dense(s.hidden, s.bias == "all")
+        self.up = self._dense(s.hidden, s.bias == "all")
+        self.down = self._dense(s.width, s.bias == "all")
+
+    def __call__(
+        self,
+        x: Array,
+        rotation: Rotation | None,
+        sight: Sight,
+        past: tuple[tuple[Keys, Sight], ...] = (),
+    ) -> tuple[Array, Keys]:
+        """Both halves: [B, T, D] and the keys of x, [B, T, K, H]."""
+        x, keys, _ = self.attend(x, rotation, sight, past)
+        return self.feed(x), keys
+
+    def attend(self, x, rotation, sight, past=()) -> tuple[Array, Keys, Array]:
+        """First half: attention over `past` (read, never written) and x itself.
+
+        Args:
+            x: [B, T, D].
+            rotation: angles of x; None without rotary embedding.
+            sight: which tokens of x see which.
+            past: caches and who sees them, in any order.
+
+        Returns:
+            The residual stream [B, T, D], the keys of x, and its rotated queries
+            [B, T, N, H] for whoever observes this layer.
+        """
+        with jax.named_scope("attention"):
+            y = self.attn_norm(x)
+            q, k, v = self.q(y), self.k(y), self.v(y)
+            if rotation is not None:
+                q, k = rotate(q, rotation), rotate(k, rotation)
+            keys = Keys(k, v)
+            out = self.o(attention(q, (*past, (keys, sight))))
+            if self.spec.parallel:
+                out = out + self._mlp(y)
+        return x + out, keys, q
+
+    def feed(self, x: Array) -> Array:
+        """Second half, token by token; nothing is left to do in a parallel block."""
+        if self.spec.parallel:
+            return x
+        with jax.named_scope("mlp"):
+            return x + self._mlp(self.mlp_norm(x))
+
+    def _mlp(self, y: Array) -> Array:
+        act = ACTIVATIONS[self.spec.activation]
+        if self.spec.gated:
+            return self.down(act(self.gate(y)) * self.up(y))
+        return self.down(act(self.up(y)))
+
+    def _dense(self, features, use_bias: bool, axis=-1) -> nn.DenseGeneral:
+        return nn.DenseGeneral(
+            features,
+            axis=axis,
+            use_bias=use_bias,
+            dtype=jnp.dtype(self.spec.dtype),
+            param_dtype=jnp.dtype(self.spec.param_dtype),
+        )

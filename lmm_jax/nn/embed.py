@@ -1,0 +1,72 @@
+"""Tokens and patches become vectors.
+
+Letters: B batch, T tokens, P patches, D width, W vocabulary.
+"""
+
+from __future__ import annotations
+
+import einops
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+class TokenEmbed(nn.Module):
+    """A table [W, D], read by row; also the output head where the two are tied."""
+
+    vocab: int
+    width: int
+    dtype: str
+    param_dtype: str
+
+    def setup(self):
+        init = nn.initializers.normal(self.width**-0.5)
+        shape = (self.vocab, self.width)
+        self.table = self.param("table", init, shape, jnp.dtype(self.param_dtype))
+
+    def __call__(self, tokens: Array) -> Array:
+        """[B, T] -> [B, T, D]."""
+        return jnp.take(self.table, tokens, axis=0, mode="clip").astype(self.dtype)
+
+    def attend(self, hidden: Array) -> Array:
+        """[..., D] -> logits [..., W]."""
+        return hidden @ self.table.T.astype(self.dtype)
+
+
+class PatchEmbed(nn.Module):
+    """Non-overlapping patches through one matrix (a convolution with equal stride).
+
+    Pixels beyond the last whole patch are ignored, as a valid convolution does.
+    """
+
+    patch: int
+    width: int
+    use_bias: bool
+    dtype: str
+    param_dtype: str
+
+    @nn.compact
+    def __call__(self, images: Array) -> Array:
+        """[B, H, W, 3] -> [B, P, D], row-major."""
+        p = self.patch
+        init = nn.initializers.lecun_normal(in_axis=(0, 1, 2), out_axis=3)
+        dtype = jnp.dtype(self.param_dtype)
+        kernel = self.param("kernel", init, (p, p, 3, self.width), dtype)
+        rows, columns = images.shape[1] // p, images.shape[2] // p
+        patches = einops.rearrange(
+            images[:, : rows * p, : columns * p],
+            "b (h p) (w q) c -> b (h w) (p q c)",
+            p=p,
+            q=p,
+        )
+        out = patches.astype(self.dtype) @ kernel.reshape(-1, self.width).astype(
+            self.dtype
+        )
+        if self.use_bias:
+            zeros = nn.initializers.zeros
+            out = out + self.param("bias", zeros, (self.width,), dtype).astype(
+                out.dtype
+            )
+        return out

@@ -1,0 +1,29 @@
+"""One row says everything about one parameter: where it is, how it is sharded, and how
+it is called and laid out in the checkpoints that others publish."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Param:
+    """A parameter.
+
+    Attributes:
+        path: "/"-joined path in the parameter tree.
+        axes: our axis names in order; sharding rules map them to mesh axes. A leading
+            "layers" axis stacks the layers.
+        key: name in the published checkpoint; `{layer}` runs over the layers. Empty if
+            no published checkpoint has it.
+        layout: the same axes as an einops pattern in the published order.
+    """
+
+    path: str
+    axes: str
+    key: str
+    layout: str
+
+    def under(self, path: str, key: str) -> Param:
+        """The same parameter inside a larger model."""
+        return dataclasses.replace(self, path=path + self.path, key=key + self.key)

@@ -1,0 +1,296 @@
+"""The executor: runs the steps of a plan over a stack of equal blocks.
+
+Letters: B batch, T tokens, D width, L layers, l layers of one run, S keys, K key heads,
+H head width, M slots of the tail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+from flax import linen as nn
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from lmm_jax.depth import Context, Keys, Observation, Place, TokenState
+from lmm_jax.depth.edits import ReduceOp
+from lmm_jax.depth.planner import Cut, Layer, Mode, Scan, Step
+from lmm_jax.depth.reduce import reduce_span
+from lmm_jax.nn.attention import Sight, last_prompt_row, observe, sight
+from lmm_jax.nn.block import Block, BlockSpec
+from lmm_jax.nn.rope import Rotation, rotation
+
+Array = jax.Array
+Remat = Literal["none", "full", "dots"]
+
+
+@struct.dataclass
+class Run:
+    """What a run of layers leaves for decoding: keys [l, B, S, K, H] and their place."""
+
+    keys: Keys
+    place: Place
+
+
+@struct.dataclass
+class StackOutput:
+    """The tokens after the last step, the caches of its runs (empty unless asked for),
+    and what the cuts report, by "<edit>/<name>"."""
+
+    state: TokenState
+    runs: tuple[Run, ...]
+    aux: dict[str, Array]
+
+
+@struct.dataclass
+class Cache:
+    """Keys of a prompt, ragged over depth, and of the tokens decoded since.
+
+    The prompt part is written once, by prefill; a decode step writes the tail only.
+    """
+
+    runs: tuple[Run, ...]
+    tail: Keys  # [L, B, M, K, H]
+    start: Array  # int32 [B]; position of the first decoded token
+    step: Array  # int32 []; decoded tokens so far
+
+
+class LayerStack(nn.Module):
+    """L equal blocks with stacked parameters, run as scans over slices of them.
+
+    Attributes:
+        spec: the block.
+        depth: L.
+        masked: False where every token sees every token (vision), which skips masks.
+        remat: what the backward pass recomputes: "none" keeps all, "full" keeps layer
+            inputs, "dots" keeps matrix products without batch dimensions.
+        unroll: layers per loop iteration; 0 unrolls every scan. XLA on CPU parallelises
+            poorly inside loops, on TPU and GPU 1 compiles fastest and runs as fast.
+        constrain: pins the sharding of [B, T, D] activations.
+    """
+
+    spec: BlockSpec
+    depth: int
+    masked: bool = True
+    remat: Remat = "none"
+    unroll: int = 1
+    constrain: Callable[[Array], Array] = lambda x: x
+
+    def setup(self):
+        # `self.param` traces its initialiser on every apply; L layers are slow to trace.
+        if self.has_variable("params", "layers"):
+            self.layers = self.get_variable("params", "layers")
+        else:
+            self.layers = self.param("layers", self._init_layers)
+
+    def run(
+        self,
+        state: TokenState,
+        steps: Sequence[Step],
+        ctx: Context,
+        *,
+        ops: Mapping[str, ReduceOp] | None = None,
+        mode: Mode = "drop",
+        collect: bool = False,
+    ) -> StackOutput:
+        """Runs a whole sequence: training and prefill.
+
+        Args:
+            state: tokens at the entrance; its layout is the plan's.
+            steps: of the plan, for this stack.
+            ctx: buffers aligned with the visual span.
+            ops: bound modules of reductions that learn, by edit name.
+            mode: see `Plan.mode`.
+            collect: whether to return the caches for decoding.
+        """
+        ops = ops or {}
+        seen, runs, aux = Observation(), [], {}
+        for step in steps:
+            if isinstance(step, Cut):
+                state, ctx, said = _cut(step.edits, state, seen, ctx, ops, mode)
+                aux |= said
+                continue
+            place = state.place
+            if isinstance(step, Scan):
+                hidden, keys = self._scan(state, step, ctx, collect)
+                state = state.replace(hidden=hidden)
+            else:
+                state, ctx, seen, keys, said = self._layer(state, step, ctx, ops, mode)
+                aux |= said
+            if collect:
+                runs.append(Run(keys, place))
+        return StackOutput(state, tuple(runs), aux)
+
+    def decode(
+        self, hidden: Array, cache: Cache, steps: Sequence[Step]
+    ) -> tuple[Array, Cache]:
+        """Runs one new token per row through all layers.
+
+        Args:
+            hidden: [B, 1, D].
+            cache: of the prompt and of the tokens decoded so far.
+            steps: those that filled the cache.
+
+        Returns:
+            [B, 1, D] and the cache with one more token, written with one update.
+        """
+        batch, slots = hidden.shape[0], cache.tail.k.shape[2]
+        same = jnp.zeros((batch, slots), jnp.int32)
+        positions = cache.start[:, None] + jnp.arange(slots)
+        written = jnp.broadcast_to(jnp.arange(slots) < cache.step, same.shape)
+        tail_place = Place(positions, written, same)
+        place = Place(
+            cache.start[:, None] + cache.step, jnp.ones((batch, 1), bool), same[:, :1]
+        )
+        angles = self._rotation(place)
+        own = sight(place, place, causal=self.spec.causal)
+        tail_sight = sight(place, tail_place, causal=self.spec.causal)
+        block = Block(self.spec, parent=None)
+
+        fresh = []
+        layered = [step for step in steps if not isinstance(step, Cut)]
+        for step, run in zip(layered, cache.runs):
+            past = sight(place, run.place, causal=self.spec.causal)
+
+            def body(x, xs, past=past):
+                layer, prompt, tail = xs
+                parts = ((prompt, past), (tail, tail_sight))
+                return block.apply({"params": layer}, x, angles, own, parts)
+
+            rows = slice(step.start, step.stop)
+            xs = (
+                self._rows(rows),
+                run.keys,
+                jax.tree.map(lambda t, rows=rows: t[rows], cache.tail),
+            )
+            hidden, keys = jax.lax.scan(
+                body, hidden, xs, unroll=self._unroll(step.stop - step.start)
+            )
+            fresh.append(keys)
+        new = jax.tree.map(lambda *parts: jnp.concatenate(parts), *fresh)
+        tail = jax.tree.map(
+            lambda t, n: jax.lax.dynamic_update_slice_in_dim(
+                t, n.astype(t.dtype), cache.step, axis=2
+            ),
+            cache.tail,
+            new,
+        )
+        return hidden, cache.replace(tail=tail, step=cache.step + 1)
+
+    def _scan(self, state, step: Scan, ctx: Context, collect: bool):
+        block = Block(self.spec, parent=None)
+        angles, own = self._rotation(state.place), self._sight(state.place)
+
+        def body(hidden, xs):
+            layers, fed = xs
+            for rows in fed:
+                hidden = _add(hidden, rows, state.layout.slice("visual"))
+            kept = []
+            for i in range(step.period):
+                layer = jax.tree.map(lambda p, i=i: p[i], layers)
+                hidden = self.constrain(hidden)
+                hidden, keys = block.apply({"params": layer}, hidden, angles, own)
+                kept.append(keys)
+            if not collect:
+                return hidden, None
+            return hidden, jax.tree.map(lambda *k: jnp.stack(k), *kept)
+
+        bodies = (step.stop - step.start) // step.period
+        layers = jax.tree.map(
+            lambda p: p.reshape(bodies, step.period, *p.shape[1:]),
+            self._rows(slice(step.start, step.stop)),
+        )
+        fed = tuple(ctx.aligned[f.source][f.start : f.stop] for f in step.feeds)
+        hidden, keys = jax.lax.scan(
+            self._rematted(body),
+            state.hidden,
+            (layers, fed),
+            unroll=self._unroll(bodies),
+        )
+        return hidden, jax.tree.map(lambda k: k.reshape(-1, *k.shape[2:]), keys)
+
+    def _layer(self, state, step: Layer, ctx, ops, mode):
+        """One layer alone: its attention is shown, and it may be cut half-way."""
+        block = Block(self.spec, parent=None)
+        layer = jax.tree.map(lambda p: p[step.index], self.layers)
+        angles, own = self._rotation(state.place), self._sight(state.place)
+        hidden = self.constrain(state.hidden)
+        for feed in step.feeds:
+            rows = ctx.aligned[feed.source][feed.start]
+            hidden = _add(hidden, rows, state.layout.slice("visual"))
+
+        def attend(layer, hidden):
+            return block.apply({"params": layer}, hidden, angles, own, method="attend")
+
+        def feed(layer, hidden):
+            return block.apply({"params": layer}, hidden, method="feed")
+
+        hidden, keys, q = self._rematted(attend)(layer, hidden)
+        rows = {"last": last_prompt_row(state)}
+        seen = observe(q, keys, own, rows, step.observe)
+        state = state.replace(hidden=hidden)
+        state, ctx, aux = _cut(step.between, state, seen, ctx, ops, mode)
+        state = state.replace(hidden=self._rematted(feed)(layer, state.hidden))
+        return state, ctx, seen, jax.tree.map(lambda k: k[None], keys), aux
+
+    def _rotation(self, place: Place) -> Rotation | None:
+        if self.spec.rope is None:
+            return None
+        return rotation(place.positions, self.spec.rope, self.spec.head_dim)
+
+    def _sight(self, place: Place) -> Sight:
+        if not self.masked:
+            return Sight(None)
+        return sight(place, place, causal=self.spec.causal)
+
+    def _rows(self, rows: slice):
+        return jax.tree.map(lambda p: p[rows], self.layers)
+
+    def _unroll(self, bodies: int) -> int:
+        return bodies if self.unroll == 0 else min(self.unroll, bodies)
+
+    def _rematted(self, body):
+        if self.remat == "none":
+            return body
+        policies = jax.checkpoint_policies
+        policy = {
+            "full": policies.nothing_saveable,
+            "dots": policies.dots_with_no_batch_dims_saveable,
+        }[self.remat]
+        # Inside a scan nothing can be merged across iterations, so no barrier is needed.
+        return jax.checkpoint(body, policy=policy, prevent_cse=False)
+
+    def _init_layers(self, rng: Array):
+        block = Block(self.spec, parent=None)
+        x = jnp.zeros((1, 1, self.spec.width), self.spec.dtype)
+        one = jnp.zeros((1, 1), jnp.int32)
+        angles = self._rotation(Place(one, one == 0, one))
+
+        def init(key):
+            return block.init(key, x, angles, Sight(None))["params"]
+
+        return jax.vmap(init)(jax.random.split(rng, self.depth))
+
+
+def empty_tail(spec: BlockSpec, depth: int, batch: int, slots: int) -> Keys:
+    """A tail for `slots` decoded tokens, zero-filled: [L, B, M, K, H]."""
+    shape = (depth, batch, slots, spec.kv_heads, spec.head_dim)
+    return Keys(jnp.zeros(shape, spec.dtype), jnp.zeros(shape, spec.dtype))
+
+
+def _cut(edits, state, seen, ctx, ops, mode):
+    """Applies reductions of one site; all read the same state and observation."""
+    decisions = [(e, ops.get(e.name, e.op)(state, seen, ctx)) for e in edits]
+    aux = {}
+    for edit, assignment in decisions:
+        state, ctx = reduce_span(state, ctx, edit.span, assignment, mode=mode)
+        aux |= {f"{edit.name}/{name}": x for name, x in assignment.aux.items()}
+    return state, ctx, aux
+
+
+def _add(hidden: Array, rows: Array, where: slice) -> Array:
+    """Adds [B, V, D] to the visual rows of [B, T, D]. A pad fuses into the addition."""
+    widths = ((0, 0), (where.start, hidden.shape[1] - where.stop), (0, 0))
+    return hidden + jnp.pad(rows.astype(hidden.dtype), widths)

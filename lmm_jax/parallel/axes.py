@@ -1,0 +1,93 @@
+"""From axis names to shardings: one rule per name, for parameters and activations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+from typing import Any
+
+from flax import traverse_util
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from lmm_jax.nn.params import Param
+
+Array = jax.Array
+Rules = tuple[tuple[str, tuple[str, ...]], ...]
+
+# "embed" is the width of parameters; activations keep theirs whole ("act_embed" has no
+# rule), so FSDP gathers weights and never activations.
+RULES: Rules = (
+    ("batch", ("data", "fsdp")),
+    ("embed", ("fsdp",)),
+    ("vision_embed", ("fsdp",)),
+    ("vocab", ("tensor",)),
+    ("heads", ("tensor",)),
+    ("kv_heads", ("tensor",)),
+    ("mlp", ("tensor",)),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Axes:
+    """A mesh and the rules that map axis names to its axes. Hashable.
+
+    An axis without a rule is replicated; "layers" and "tokens" never have one.
+    """
+
+    mesh: Mesh
+    rules: Rules = RULES
+
+    def spec(self, names: str, shape: Sequence[int] | None = None) -> PartitionSpec:
+        """Partition of an array whose axes are called `names` (space-separated).
+
+        A mesh axis is used once per array, by the first name that claims it. With
+        `shape`, an axis that does not divide evenly stays replicated (two key heads on a
+        mesh of four, the vocabulary of a tiny model).
+        """
+        rules, used, parts = dict(self.rules), set(), []
+        for i, name in enumerate(names.split()):
+            axes = tuple(a for a in rules.get(name, ()) if a not in used)
+            count = 1
+            for axis in axes:
+                count *= self.mesh.shape[axis]
+            if count == 1 or (shape is not None and shape[i] % count):
+                parts.append(None)
+                continue
+            used.update(axes)
+            parts.append(axes if len(axes) > 1 else axes[0])
+        return PartitionSpec(*parts)
+
+    def sharding(
+        self, names: str = "", shape: Sequence[int] | None = None
+    ) -> NamedSharding:
+        return NamedSharding(self.mesh, self.spec(names, shape))
+
+    def constrain(self, x: Array, names: str) -> Array:
+        """Pins an activation inside a compiled function."""
+        return jax.lax.with_sharding_constraint(x, self.sharding(names, x.shape))
+
+    def batch(self, batch: Mapping[str, Any]) -> dict[str, NamedSharding]:
+        """Shardings of a batch: rows over the data axes."""
+        return {name: self.sharding("batch") for name in batch}
+
+    def params(self, abstract: Mapping[str, Any], rows: Sequence[Param]) -> Any:
+        """Shardings of a parameter tree, from its rows.
+
+        Raises:
+            ValueError: a parameter has no row.
+        """
+        names = {row.path: row.axes for row in rows}
+        flat = traverse_util.flatten_dict(abstract, sep="/")
+        missing = sorted(set(flat) - set(names))
+        missing = [path for path in missing if not path.startswith("strategy_")]
+        if missing:
+            raise ValueError(
+                f"no parameter row for {', '.join(missing)}; add it to the table of its "
+                "model file."
+            )
+        shardings = {
+            path: self.sharding(names.get(path, ""), leaf.shape)
+            for path, leaf in flat.items()
+        }
+        return traverse_util.unflatten_dict(shardings, sep="/")

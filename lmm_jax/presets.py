@@ -1,0 +1,106 @@
+"""Sections that configs share. A config file says only what is different."""
+
+from __future__ import annotations
+
+import ml_collections
+
+from lmm_jax.parallel.axes import RULES
+
+
+def llava(
+    *,
+    language: str = "vicuna-7b",
+    vision: str = "clip-l-336",
+    stage: str = "finetune",
+) -> ml_collections.ConfigDict:
+    """LLaVA-1.5 (arXiv:2310.03744): model, data, and the recipe of one of its stages.
+
+    Args:
+        stage: "pretrain" aligns the projector on captions, "finetune" trains projector
+            and language model on conversations. The vision encoder is frozen in both.
+
+    Raises:
+        ValueError: another stage.
+    """
+    if stage not in ("pretrain", "finetune"):
+        raise ValueError(f"stage={stage!r}: use 'pretrain' or 'finetune'.")
+    pretrain = stage == "pretrain"
+    c = ml_collections.ConfigDict()
+    c.name = "llava"
+    c.workdir = f"runs/{language}-{stage}"
+    c.model = dict(
+        vision=vision,
+        language=language,
+        dtype="auto",
+        param_dtype="float32",
+        remat="full",
+        unroll=1,
+        mode="drop",
+    )
+    c.image = dict(mode="crop" if pretrain else "pad", crops=0, grid="aspect")
+    c.text = dict(
+        tokenizer=f"data/tokenizers/{language}",
+        template="plain" if pretrain else "vicuna_v1",
+        prefix=0 if pretrain else 64,
+        suffix=256 if pretrain else 1408,
+        images=1,
+        truncate=True,
+    )
+    c.strategy = ml_collections.ConfigDict()
+    path = "LLaVA-Pretrain/blip_laion_cc_sbu_558k.json"
+    images = "LLaVA-Pretrain/images"
+    if not pretrain:
+        path, images = "llava_v1_5_mix665k.json", "."
+    c.data = dict(
+        sources=(dict(path=f"data/{path}", images=f"data/{images}"),),
+        batch_size=256 if pretrain else 128,
+        seed=42,
+        workers=8,
+        threads=4,
+        prefetch=4,
+        max_skipped=1000,
+    )
+    c.documents = ml_collections.config_dict.placeholder(dict)
+    c.optim = dict(
+        lr=1e-3 if pretrain else 2e-5,
+        warmup_ratio=0.03,
+        schedule="cosine",
+        b1=0.9,
+        b2=0.999,
+        eps=1e-8,
+        weight_decay=0.0,
+        # The published DeepSpeed files leave clipping off.
+        clip=ml_collections.config_dict.placeholder(float),
+        lr_scale=dict(),
+    )
+    c.train = dict(
+        steps=2181 if pretrain else 5198,
+        learn=("connector",) if pretrain else ("connector", "language"),
+        seed=0,
+        accumulate=1,
+        loss_shards=1,
+        log_every=10,
+        writers=("jsonl", "csv", "tensorboard"),
+        loss_weights=dict(),
+    )
+    c.mesh = dict(data=1, fsdp=-1, tensor=1)
+    c.axes = RULES
+    c.checkpoint = dict(every=500, keep=2)
+    c.init = dict(run="")
+    c.eval = dict(
+        tasks=(),
+        questions="",
+        images="",
+        batch_size=32,
+        suffix=192,
+        limit=0,
+        max_new_tokens=0,
+        groups=dict(),
+        after_training=False,
+    )
+    return c
+
+
+def hires_views(c: ml_collections.ConfigDict, crops: int, grid: str = "aspect") -> None:
+    """Adds hi-res views; they are stretched, and so must the whole image be."""
+    c.image.mode, c.image.crops, c.image.grid = "stretch", crops, grid

@@ -1,0 +1,136 @@
+"""Run directories: what a run says of itself, and reading it back.
+
+workdir/config.json, plan.txt, versions.json, tokenizer/    written at every start
+workdir/checkpoints/, frozen/, training.json                what was learned
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from pathlib import Path
+import platform
+import sys
+from typing import Any
+
+import jax
+import ml_collections
+
+from lmm_jax import config as configs
+from lmm_jax import experiment, partition
+from lmm_jax.checkpoint.state import CheckpointReader
+from lmm_jax.depth.table import table
+from lmm_jax.experiment import Experiment
+from lmm_jax.models import lmm
+
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+SAME_RUN = ("model", "strategy", "text", "image")
+EXECUTION = ("remat", "unroll", "dtype")  # of the model; may change between starts
+
+
+def load_run(workdir: str | Path) -> ml_collections.ConfigDict:
+    """The config that a run directory was made with.
+
+    Raises:
+        ValueError: the directory is not that of a run.
+    """
+    path = Path(workdir) / "config.json"
+    if not path.is_file():
+        raise ValueError(
+            f"{workdir} holds no config.json: give the work directory of a training run."
+        )
+    config = configs.from_json(path.read_text())
+    config.workdir = str(workdir)
+    return config
+
+
+def describe(
+    experiment: Experiment, config: ml_collections.ConfigDict, workdir: Path
+) -> None:
+    """Writes what a run directory must say of itself: config, plan, tokenizer, versions.
+
+    Raises:
+        ValueError: the directory cannot be written, or holds a run of another model.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        _refuse_other_run(workdir, config)
+        (workdir / "config.json").write_text(configs.to_json(config))
+        (workdir / "plan.txt").write_text(table(experiment.plan(train=False)) + "\n")
+        experiment.tokenizer.save(workdir / "tokenizer")
+        (workdir / "versions.json").write_text(json.dumps(versions(), indent=2) + "\n")
+    except OSError as error:
+        raise ValueError(
+            f"cannot write to workdir {workdir}: {error.strerror}; choose another with "
+            "--config.workdir=... or free space."
+        ) from error
+
+
+def versions() -> dict[str, Any]:
+    """Libraries and device, for whoever has to repeat a run."""
+    found = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    device = jax.devices()[0]
+    return {
+        **found,
+        "python": platform.python_version(),
+        "device": device.device_kind,
+        "devices": jax.device_count(),
+        "processes": jax.process_count(),
+        "command": sys.argv,
+    }
+
+
+def load_params(exp: Experiment, model: lmm.LMM, run: str) -> dict[str, Any]:
+    """Parameters of a run's latest checkpoint, on this experiment's mesh.
+
+    Only parameters are read, no optimizer state.
+
+    Raises:
+        ValueError: the directory is not that of a run.
+        CheckpointError: no finished checkpoint, or one of another model.
+    """
+    learned = experiment.build(load_run(run)).config.train.learn
+    abstract = exp.placed_params(model)
+    selection = partition.select(abstract, learned)
+    learning, frozen = partition.split(abstract, selection)
+    checkpoints = CheckpointReader(run)
+    try:
+        learning = checkpoints.restore_part(learning, "learning")
+        if frozen:
+            frozen = checkpoints.restore_frozen(frozen)
+    finally:
+        checkpoints.close()
+
+    def join(learning, frozen):
+        return partition.join(learning, frozen, selection)
+
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+    return jax.jit(join, out_shardings=shardings)(learning, frozen)
+
+
+def trained(run: str) -> dict[str, float]:
+    """Steps and seconds that a run has trained."""
+    path = Path(run) / "training.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _refuse_other_run(workdir: Path, config: ml_collections.ConfigDict) -> None:
+    """A work directory belongs to one model and strategy."""
+    path = workdir / "config.json"
+    if not path.is_file():
+        return
+    old, new = _identity(path.read_text()), _identity(configs.to_json(config))
+    for section in SAME_RUN:
+        if old[section] != new[section]:
+            raise ValueError(
+                f"workdir {workdir} holds a run with {section}={old[section]}, this one "
+                f"has {new[section]}: choose another --config.workdir, or delete it."
+            )
+
+
+def _identity(text: str) -> dict[str, Any]:
+    config = configs.from_json(text).to_dict()
+    kept = {section: dict(config.get(section) or {}) for section in SAME_RUN}
+    for name in EXECUTION:
+        kept["model"].pop(name, None)
+    return kept

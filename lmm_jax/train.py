@@ -1,0 +1,391 @@
+"""Trains a model along a depth plan.
+
+    python -m lmm_jax.train --config=configs/quickstart.py
+    python -m lmm_jax.train --config=configs/deepstack.py:lm=vicuna-13b
+
+The story, top to bottom: set up, read data, build the state, compile one update, loop.
+Started again with the same work directory it goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import dataclasses
+import json
+from pathlib import Path
+import signal
+import sys
+import time
+from typing import Any
+
+from absl import logging
+from flax import struct
+import jax
+from jax.experimental import multihost_utils
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+
+from lmm_jax import cli, evaluate, experiment, losses, metrics, optim, partition, runs
+from lmm_jax.checkpoint.state import Checkpoints
+from lmm_jax.data import conversation, pipeline
+from lmm_jax.depth.cost import train_flops
+from lmm_jax.depth.table import table
+from lmm_jax.eval import report
+from lmm_jax.experiment import Experiment
+from lmm_jax.models import lmm
+
+Array = jax.Array
+
+
+@struct.dataclass
+class TrainState:
+    """What a training step changes.
+
+    Attributes:
+        step: int32 [], updates done.
+        learning: parameters that learn (rows of stacked layers where only some do).
+        opt_state: of the learning parameters only.
+    """
+
+    step: Array
+    learning: Any
+    opt_state: Any
+
+
+# --- The update ---------------------------------------------------------------------
+
+
+def make_update(
+    model: lmm.LMM,
+    selection: partition.Selection,
+    transform: optax.GradientTransformation,
+    config: experiment.TrainConfig,
+) -> Callable[[TrainState, Any, dict[str, Array]], tuple[TrainState, dict[str, Array]]]:
+    """The one update of all strategies: (state, frozen, batch) -> (state, scalars).
+
+    Pure and uncompiled: training jits it, ahead-of-time compilation lowers it.
+    """
+
+    def loss_fn(learning, frozen, batch, rng, share):
+        params = partition.join(learning, frozen, selection)
+        logits, aux = model.apply({"params": params}, batch, rng, method="score")
+        loss, scalars = losses.next_token(
+            logits,
+            batch["tokens"],
+            batch["loss_mask"],
+            shards=config.loss_shards // config.accumulate or 1,
+        )
+        loss = loss + losses.total(aux, config.loss_weights)
+        scalars = {**scalars, **aux, "loss": loss}
+        return share * loss, scalars
+
+    def update(state, frozen, batch):
+        rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        supervised = batch["loss_mask"].sum()
+
+        def gradients(batch, rng):
+            tokens = batch["loss_mask"].sum()
+            share = 1.0 / config.accumulate
+            if config.loss_shards == 1:  # one mean over all tokens of all micro-batches
+                share = tokens / jnp.maximum(supervised, 1)
+            grads, scalars = jax.grad(loss_fn, has_aux=True)(
+                state.learning, frozen, batch, rng, share
+            )
+            counted = {name: share * x for name, x in scalars.items()}
+            return grads, {**counted, "tokens": tokens}
+
+        grads, scalars = _accumulated(gradients, batch, rng, config.accumulate)
+        scalars["grad_norm"] = optax.global_norm(grads)
+        updates, opt_state = transform.update(grads, state.opt_state, state.learning)
+        learning = optax.apply_updates(state.learning, updates)
+        return TrainState(state.step + 1, learning, opt_state), scalars
+
+    return update
+
+
+def _accumulated(gradients, batch, rng, count: int):
+    """Sums gradients and scalars over `count` micro-batches, one after the other."""
+    if count == 1:
+        return gradients(batch, rng)
+    micro = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]), batch)
+    micro = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), micro)
+
+    def body(total, xs):
+        part = gradients(*xs)
+        return jax.tree.map(jnp.add, total, part), None
+
+    keys = jax.random.split(rng, count)
+    shapes = jax.eval_shape(gradients, jax.tree.map(lambda x: x[0], micro), keys[0])
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return jax.lax.scan(body, zeros, (micro, keys))[0]
+
+
+# --- The state ----------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """Everything a run needs that exists before its arrays do.
+
+    Attributes:
+        model: along the training plan.
+        selection: what learns.
+        update: compiled on first call; donates the state.
+        abstract_state, abstract_frozen: shapes, dtypes and shardings.
+        schedule: learning rate by update.
+    """
+
+    model: lmm.LMM
+    selection: partition.Selection
+    transform: optax.GradientTransformation
+    schedule: optax.Schedule
+    update: Callable
+    abstract_state: TrainState
+    abstract_frozen: Any
+
+
+def make_parts(exp: Experiment) -> Parts:
+    """Builds the parts of a run from abstract values alone."""
+    config, axes = exp.config, exp.axes
+    model = exp.model(train=True)
+    abstract = exp.placed_params(model)
+    selection = partition.select(abstract, config.train.learn)
+    learning, frozen = partition.split(abstract, selection)
+    transform, schedule = optim.make(config.optim, config.train.steps, learning)
+    opt_state = jax.eval_shape(transform.init, learning)
+    state = TrainState(
+        step=jax.ShapeDtypeStruct((), jnp.int32, sharding=axes.sharding()),
+        learning=learning,
+        opt_state=_like_params(opt_state, learning, axes.sharding()),
+    )
+    update = make_update(model, selection, transform, config.train)
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    update = jax.jit(update, donate_argnums=0, out_shardings=(shardings, None))
+    return Parts(model, selection, transform, schedule, update, state, frozen)
+
+
+def initial_state(exp: Experiment, parts: Parts) -> tuple[TrainState, Any]:
+    """Fresh parameters, or another run's; each is made where it will live."""
+    shardings = jax.tree.map(
+        lambda x: x.sharding, (parts.abstract_state, parts.abstract_frozen)
+    )
+
+    def make(params):
+        learning, frozen = partition.split(params, parts.selection)
+        step = jnp.zeros((), jnp.int32)
+        return TrainState(step, learning, parts.transform.init(learning)), frozen
+
+    if exp.config.init.run:
+        params = runs.load_params(exp, parts.model, exp.config.init.run)
+        return jax.jit(make, out_shardings=shardings, donate_argnums=0)(params)
+
+    def fresh(key):
+        return make(lmm.init(parts.model, key))
+
+    key = jax.random.key(exp.config.train.seed)
+    return jax.jit(fresh, out_shardings=shardings)(key)
+
+
+def _like_params(opt_state, learning, replicated):
+    """Moments are sharded like their parameters, everything else is replicated."""
+    by_path = {
+        tuple(path): leaf.sharding
+        for path, leaf in jax.tree_util.tree_flatten_with_path(learning)[0]
+    }
+
+    def place(path, leaf):
+        tails = (tuple(path[i:]) for i in range(len(path)))
+        sharding = next((by_path[t] for t in tails if t in by_path), replicated)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree_util.tree_map_with_path(place, opt_state)
+
+
+# --- The loop -----------------------------------------------------------------------
+
+
+def train(config: ml_collections.ConfigDict) -> Path:
+    """Runs or resumes a training; returns its work directory."""
+    exp = experiment.build(config)
+    settings = exp.config.train
+    workdir = Path(exp.config.workdir)
+    chief = jax.process_index() == 0
+    plan = exp.plan(train=True)
+    if chief:
+        print(table(plan), flush=True)
+    experiment.prepare_data(exp)
+    if chief:
+        runs.describe(exp, config, workdir)
+
+    source = pipeline.open_sources(exp.config.data)
+    samples = exp.samples(plan)
+    batches = pipeline.train_batches(
+        source,
+        samples,
+        exp.config.data,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    ledger = pipeline.SkipLedger(exp.config.data.max_skipped, source, samples)
+
+    parts = make_parts(exp)
+    checkpoints = Checkpoints(
+        workdir, keep=exp.config.checkpoint.keep, every=exp.config.checkpoint.every
+    )
+    state, frozen, meta = _restore_or_init(exp, parts, checkpoints, batches)
+    step, before = int(state.step), float(meta.get("seconds", 0.0))
+    if chief:
+        counts = [_count(tree) for tree in (state.learning, frozen)]
+        print(f"parameters: {counts[0]:,} learn, {counts[1]:,} frozen", flush=True)
+        if step == 0:
+            print(_preview(source, samples), flush=True)
+
+    flops = train_flops(plan, frozen_vision=not _learns(parts.selection, "vision/"))
+    rows = exp.config.data.batch_size
+    tokens = rows * (plan.entrance.length)
+    work = metrics.Work.on_devices(tokens, rows * flops)
+    shown = metrics.Progress(settings.steps, start=step, every=settings.log_every)
+    writers = metrics.Writers(workdir, settings.writers)
+    rates, late = metrics.Rates(work), metrics.Late()
+    stopping = _StopOnSignal()
+    start = time.perf_counter()
+
+    def seconds() -> float:
+        return before + time.perf_counter() - start
+
+    def report(done):
+        if done is None:
+            return
+        at, scalars = done
+        values = metrics.tagged("train", scalars) | rates.tick(at)
+        values["train/learning_rate"] = float(parts.schedule(at - 1))
+        if chief:
+            shown.show(at, values)
+            if at % settings.log_every == 0 or at == settings.steps:
+                writers.write(at, values)
+
+    def save():
+        report(late.flush())  # a state that led to NaN must not become a checkpoint
+        meta = {"seconds": seconds(), "skipped": sorted(ledger.reasons)}
+        checkpoints.save(step, state, data_iterator=batches, meta=meta)
+
+    try:
+        while step < settings.steps:
+            batch = _next(batches, ledger, chief)
+            arrays = exp.place(batch)
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                state, scalars = parts.update(state, frozen, arrays)
+            step += 1
+            report(late.push(step, scalars))
+            if stopping.requested and step < settings.steps:
+                save()
+                checkpoints.wait()
+                print(f"stopped at step {step}; the same command resumes", flush=True)
+                sys.exit(143)
+            if checkpoints.due(step) or step == settings.steps:
+                save()
+        report(late.flush())
+        if chief:
+            record = {"steps": step, "seconds": seconds()}
+            (workdir / "training.json").write_text(json.dumps(record) + "\n")
+    finally:
+        stopping.restore()
+        shown.close()
+        writers.close()
+        checkpoints.close()
+        batches.close()
+    return workdir
+
+
+def _restore_or_init(exp, parts, checkpoints, batches):
+    """A checkpoint in the work directory comes first, then `init`, then fresh arrays."""
+    if checkpoints.latest_step is None:
+        state, frozen = initial_state(exp, parts)
+        if jax.tree.leaves(frozen):
+            checkpoints.save_frozen(frozen)
+        return state, frozen, {}
+    restored = checkpoints.restore(parts.abstract_state, data_iterator=batches)
+    frozen = parts.abstract_frozen
+    if jax.tree.leaves(frozen):
+        frozen = checkpoints.restore_frozen(frozen)
+    logging.info("resumed at step %d", restored.step)
+    return restored.state, frozen, restored.meta
+
+
+def _next(batches, ledger, chief: bool) -> dict[str, np.ndarray]:
+    batch = next(batches)
+    skipped = {"skipped": np.asarray(batch["skipped"])}
+    if jax.process_count() > 1:
+        skipped = multihost_utils.process_allgather(skipped)
+    for _, name, reason in ledger.observe(skipped):
+        if chief:
+            logging.warning("skipped %s: %s", name, reason)
+    return batch
+
+
+def _preview(source, samples) -> str:
+    """The first samples with what is supervised in colour, before the first step."""
+    shown = []
+    for index in range(min(2, len(source))):
+        try:
+            turns = source[index].turns
+            encoded = conversation.encode(turns, samples.template, samples.tokenizer)
+        except pipeline.BadRecord:
+            continue
+        shown.append(conversation.preview(encoded, samples.tokenizer))
+    return "supervised tokens in colour:\n" + "\n---\n".join(shown)
+
+
+def _learns(selection: partition.Selection, part: str) -> bool:
+    return any(path.startswith(part) for path in selection.paths())
+
+
+def _count(tree) -> int:
+    return sum(x.size for x in jax.tree.leaves(tree))
+
+
+class _StopOnSignal:
+    """SIGTERM and SIGINT ask the loop to save and leave; a second one acts at once."""
+
+    def __init__(self):
+        self.requested = False
+        self._before = {}
+        for kind in (signal.SIGTERM, signal.SIGINT):
+            self._before[kind] = signal.signal(kind, self._ask)
+
+    def _ask(self, kind, frame):
+        self.requested = True
+        signal.signal(kind, self._before[kind])
+
+    def restore(self):
+        for kind, handler in self._before.items():
+            signal.signal(kind, handler)
+
+
+def main(argv: list[str], config: ml_collections.ConfigDict) -> None:
+    workdir = train(config)
+    exp = experiment.build(config)
+    if exp.config.eval.after_training:
+        records = evaluate.evaluate(exp)
+        if jax.process_index() == 0:
+            print(report.markdown(records))
+    if jax.process_index() == 0:
+        print(next_commands(exp, workdir))
+
+
+def next_commands(exp: Experiment, workdir: Path) -> str:
+    """What a user may want to type now."""
+    page = exp.config.eval.images or "."
+    return f"""
+results     {workdir}/results.json, metrics.jsonl, plan.txt
+ask it      python -m lmm_jax.generate --config.workdir={workdir} --image={page}/FILE \\
+                --prompt="What is the title?"
+evaluate    python -m lmm_jax.evaluate --config.workdir={workdir}
+its depth   python -m lmm_jax.depth.plan --config.workdir={workdir}
+curves      tensorboard --logdir={workdir}"""
+
+
+if __name__ == "__main__":
+    cli.run(main)

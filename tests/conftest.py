@@ -1,0 +1,30 @@
+"""Once for all tests: CPU with 8 virtual devices, cached compilation, exact products."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+import tempfile
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+_DEVICES = "--xla_force_host_platform_device_count=8"
+if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}".strip()
+
+import jax
+import pytest
+
+from tests.tiny import Tiny
+
+_CACHE = Path(tempfile.gettempdir()) / f"lmm_jax-tests-{os.getuid()}"
+jax.config.update("jax_compilation_cache_dir", str(_CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+jax.config.update("jax_default_matmul_precision", "highest")
+# Compiling, not running, is what these tests cost: 2-3 x less without optimisation.
+jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Tiny:
+    """A small random model and a batch with padding, a text-only row and two images."""
+    return Tiny.make()

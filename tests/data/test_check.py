@@ -1,0 +1,47 @@
+"""The report names every fault and the exit code says whether there was one."""
+
+from __future__ import annotations
+
+from tests.data.conftest import row
+import pytest
+
+from lmm_jax.data import check
+
+
+def test_a_good_file(dataset, tmp_path, capsys):
+    text = row(3, "Hello")
+    del text["image"]
+    path = dataset(
+        [row(0), row(1), {**row(2, "<image><image>"), "image": ["0.png"] * 2}, text]
+    )
+    assert check.main([str(path), f"--images={tmp_path}"]) == 0
+    out = capsys.readouterr().out
+    for line in ("samples 4", "images 4", "text only 1", "turns 8", "all good"):
+        assert line in " ".join(out.split())
+
+
+def test_every_fault_is_counted_and_named(dataset, tmp_path, capsys):
+    rows = [row(i) for i in range(8)]
+    rows[0]["image"] = ["nothing.png", "never.png"]
+    (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:60])
+    del rows[2]["conversations"]
+    rows[3]["conversations"][0]["value"] = "no marker"
+    rows[4]["conversations"].pop()
+    rows += [{**row(5), "image": "lost.png"} for _ in range(12)]
+    assert check.main([str(dataset(rows, "train.jsonl")), f"--images={tmp_path}"]) == 1
+    out = capsys.readouterr().out
+    for line in (
+        "missing image: 14",
+        "and 4 more",
+        "unreadable image: 1",
+        "malformed: 2",
+        "placeholders: 2",
+        "train.jsonl[3]: 1 images, 0 markers",
+        "19 faults",
+    ):
+        assert line in out
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no data file"):
+        check.main([str(tmp_path / "nothing.json")])

@@ -1,0 +1,251 @@
+"""Rendered text, loss masks, roles and marks against strings written by hand."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+import numpy as np
+import pytest
+
+from lmm_jax.data import conversation
+from lmm_jax.data.conversation import TEMPLATES, clean, encode, find_template, prompt
+from lmm_jax.data.sources import BadRecord
+from lmm_jax.data.tokenizer import Tokenizer
+from lmm_jax.depth.roles import Role
+
+VICUNA = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+
+
+def turns(*said: str) -> list[dict[str, str]]:
+    return [
+        {"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(said)
+    ]
+
+
+def text_of(encoded, tokenizer, mask=slice(None)) -> str:
+    return tokenizer.decode(encoded.tokens[mask], skip_special=False)
+
+
+def supervised(encoded, tokenizer) -> list[str]:
+    """The supervised text, run by run."""
+    learned = np.flatnonzero(encoded.loss_mask)
+    runs = np.split(learned, np.flatnonzero(np.diff(learned) > 1) + 1)
+    return [text_of(encoded, tokenizer, run) for run in runs if len(run)]
+
+
+# (template, turns, whole text, supervised runs), the character tokenizer.
+GOLDEN = [
+    (
+        "vicuna_v1",
+        ("What is\n<image>", "A cat.", "Sure?", "Yes"),
+        f"<s>{VICUNA} USER: \nWhat is ASSISTANT: A cat.</s>"
+        "USER: Sure? ASSISTANT: Yes</s>",
+        [" A cat.</s>", " Yes</s>"],
+    ),
+    (
+        "short",
+        ("Hi", "", "b", "c", "d", "e"),
+        "<s>USER: Hi\nASSISTANT: </s>USER: b\nASSISTANT: c</s>USER: d\nASSISTANT: e</s>",
+        [" </s>", " c</s>", " e</s>"],
+    ),
+    ("plain", ("<image>\nDescribe.", "A dog"), "<s>A dog\n", ["A dog\n"]),
+]
+
+
+@pytest.mark.parametrize("name, said, whole, answers", GOLDEN)
+def test_golden(name, said, whole, answers, characters):
+    encoded = encode(turns(*said), find_template(name), characters)
+    assert text_of(encoded, characters) == whole
+    assert supervised(encoded, characters) == answers
+    assert encoded.tokens.dtype == encoded.turn.dtype == encoded.marks.dtype == np.int32
+    assert (encoded.role.dtype, encoded.loss_mask.dtype) == (np.int8, np.float32)
+
+
+# End marks of other families, on a byte-level tokenizer without BOS.
+GOLDEN_PHI = [
+    (
+        "bunny",
+        ("<image>\nQ", "A", "R", "naïve ☃"),
+        f"{VICUNA} USER: \nQ ASSISTANT: A<|endoftext|>"
+        "USER: R ASSISTANT: naïve ☃<|endoftext|>",
+        [" A<|endoftext|>", " naïve ☃<|endoftext|>"],
+    ),
+    (
+        "chatml",
+        ("Q", "A", "R", "B"),
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n"
+        "<|im_start|>user\nR<|im_end|>\n<|im_start|>assistant\nB<|im_end|>\n",
+        ["A<|im_end|>", "B<|im_end|>"],
+    ),
+    (
+        "llava_llama_3",
+        ("Q", "A"),
+        "<|start_header_id|>system<|end_header_id|>\n\nYou are a helpful language and "
+        "vision assistant. You are able to understand the visual content that the user "
+        "provides, and assist the user with a variety of tasks using natural language."
+        "<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nQ<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\nA<|eot_id|>",
+        ["A<|eot_id|>"],
+    ),
+    ("plain", ("<image>\nDescribe.", "A dog"), "A dog\n", ["A dog\n"]),
+]
+
+
+@pytest.mark.parametrize("name, said, whole, answers", GOLDEN_PHI)
+def test_golden_byte_level(name, said, whole, answers, phi):
+    """pad = eos = bos here: the true end tokens stay supervised, and no BOS comes."""
+    encoded = encode(turns(*said), find_template(name), phi)
+    assert text_of(encoded, phi) == whole
+    assert supervised(encoded, phi) == answers
+
+
+def test_roles_and_turns(characters):
+    template = TEMPLATES["vicuna_v1"]
+    encoded = encode(turns("Q", "A", "R", "B"), template, characters)
+    by_role = {
+        role: text_of(encoded, characters, encoded.role == role)
+        for role in (Role.SYSTEM, Role.USER, Role.ASSISTANT)
+    }
+    assert by_role == {
+        Role.SYSTEM: f"<s>{VICUNA} ",
+        Role.USER: "USER: Q ASSISTANT:USER: R ASSISTANT:",
+        Role.ASSISTANT: " A</s> B</s>",
+    }
+    second = text_of(encoded, characters, encoded.turn == 1)
+    assert second == "USER: R ASSISTANT: B</s>"
+
+
+def test_marks_count_tokens_before_each_image(characters):
+    template = TEMPLATES["short"]
+    encoded = encode(turns("<image> or <image>?", "no"), template, characters)
+    assert encoded.marks.tolist() == [len("<USER: "), len("<USER:  or ")]
+    assert encode(turns("<image>a", "b"), TEMPLATES["plain"], characters).marks == [1]
+    assert encode(turns("a", "b"), template, characters).marks.size == 0
+
+
+def test_clean():
+    assert clean("What?\n<image>") == "<image>\nWhat?"
+    assert clean(" a <image> b ") == "<image>\na  b"
+    assert clean("<image>") == "<image>"
+    assert clean("<image> <image>x") == "<image> <image>x"
+    assert clean(" no image ") == " no image "
+
+
+def test_prompt_is_the_start_of_the_training_text(characters, phi, llama):
+    said = ("<image>\nQ", "A", "What is this?", "It is a cat")
+    for tokenizer, name in (
+        (characters, "vicuna_v1"),
+        (phi, "bunny"),
+        (llama, "short"),
+    ):
+        whole = encode(turns(*said), TEMPLATES[name], tokenizer)
+        asked = prompt(turns(*said[:3]), TEMPLATES[name], tokenizer)
+        count = len(asked.tokens)
+        assert np.array_equal(asked.tokens, whole.tokens[:count])
+        assert asked.role[-1] == Role.USER
+        assert whole.role[count:].tolist() == [Role.ASSISTANT] * (
+            len(whole.role) - count
+        )
+    assert text_of(asked, llama).endswith("ASSISTANT:")
+
+
+def test_a_leading_answer_is_dropped(characters):
+    template = TEMPLATES["short"]
+    leading = [{"from": "gpt", "value": "Hello"}, *turns("Q", "A")]
+    found = encode(leading, template, characters)
+    assert np.array_equal(
+        found.tokens, encode(turns("Q", "A"), template, characters).tokens
+    )
+
+
+@pytest.mark.parametrize(
+    "said, reason",
+    [
+        ([{"from": "gpt", "value": "a"}], "alternate"),
+        ([], "alternate"),
+        (turns("Q"), "no answer"),
+        ([*turns("Q"), *turns("R")], "alternate"),
+        ([{"from": "robot", "value": "x"}, *turns("Q", "A")[1:]], "alternate"),
+    ],
+)
+def test_malformed_turns(said, reason, characters):
+    with pytest.raises(BadRecord, match=reason):
+        encode(said, TEMPLATES["short"], characters)
+
+
+def test_template_must_fit_the_tokenizer(characters):
+    with pytest.raises(ValueError, match=r"bunny.*13 tokens.*family"):
+        conversation.check(TEMPLATES["bunny"], characters)
+    with pytest.raises(ValueError, match="vicuna_v1"):
+        find_template("vicuna")
+
+
+def counting_rule(said, tokenizer: Tokenizer) -> np.ndarray:
+    """LLaVA's own mask for `vicuna_v1`: re-tokenised prefixes and arithmetic."""
+
+    def tok(text: str) -> list[int]:
+        """Image-aware: a marker counts as one."""
+        chunks = [tokenizer.encode(chunk)[0] for chunk in text.split("<image>")]
+        joined = chunks[0]
+        for chunk in chunks[1:]:
+            joined = [*joined, -200, *chunk]
+        return [tokenizer.bos_id, *joined]
+
+    whole = VICUNA + " "
+    for i, text in enumerate(said):
+        whole += f" ASSISTANT: {text}</s>" if i % 2 else f"USER: {text}"
+    ids = tok(whole)
+    mask, cur = np.zeros(len(ids)), 1
+    for turn in filter(None, whole.split("</s>")):
+        before, _ = turn.split(" ASSISTANT: ")
+        size = len(tok(turn))
+        skip = len(tok(before + " ASSISTANT: ")) - 2
+        mask[cur + skip : cur + size] = 1
+        cur += size
+    assert cur == len(ids)
+    return mask[np.array(ids) != -200]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        ("<image>\nWhat is this?", "A red cat"),
+        ("What is the total?", "It is 12.50 euro", "Who wrote this?", "5 cats ☃"),
+        ("<image>\nWho?", "A", "What?", "the mat", "And naïve?", "12"),
+    ],
+)
+def test_equals_the_counting_rule(said, llama):
+    encoded = encode(turns(*said), TEMPLATES["vicuna_v1"], llama)
+    assert np.array_equal(encoded.loss_mask, counting_rule(said, llama))
+
+
+# No markers of any kind: those change what is text.
+WORDS = st.text(st.characters(codec="utf-8", exclude_characters="<"), max_size=12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(said=st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=3), data=st.data())
+def test_supervised_text_is_the_answers(said, data, phi, llama):
+    name, tokenizer = data.draw(
+        st.sampled_from([("bunny", phi), ("chatml", phi), ("vicuna_v1", llama)])
+    )
+    template = TEMPLATES[name]
+    flat = [text for pair in said for text in pair]
+    encoded = encode(turns(*flat), template, tokenizer)
+    ends = encoded.tokens == tokenizer.encode(template.end)[0][0]
+    assert encoded.loss_mask[ends].sum() == len(said)
+    found = supervised(encoded, tokenizer)
+    wanted = [template.answer.format(answer) + template.end for _, answer in said]
+    # SentencePiece drops the space that starts a text when it decodes.
+    assert [text.lstrip(" ") for text in found] == [w.lstrip(" ") for w in wanted]
+
+
+def test_preview_colours_what_is_learned(characters):
+    encoded = encode(turns("<image>\nQ", "A"), TEMPLATES["short"], characters)
+    shown = conversation.preview(encoded, characters)
+    assert "\x1b[32m A</s>\x1b[0m" in shown
+    assert "\x1b[2m<image>\x1b[0m\x1b[2m\nQ\nASSISTANT:\x1b[0m" in shown

@@ -1,0 +1,78 @@
+"""Offsets, special tokens, and that a saved tokenizer is the same one."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+import pytest
+
+from lmm_jax.data.tokenizer import Tokenizer
+
+TEXTS = ["USER: What is naïve?\nASSISTANT: 12 ☃ cats</s>USER: b", "", " ", "</s></s>"]
+
+
+@pytest.fixture(params=["characters", "phi", "llama"])
+def tokenizer(request) -> Tokenizer:
+    return request.getfixturevalue(request.param)
+
+
+def test_special_tokens(characters, phi, llama):
+    assert (characters.bos_id, characters.eos_id, characters.pad_id) == (1, 2, 0)
+    assert (llama.bos_id, llama.eos_id, llama.pad_id) == (1, 2, 0)
+    assert phi.bos_id == phi.eos_id == phi.pad_id == 0
+    assert (characters.adds_bos, llama.adds_bos, phi.adds_bos) == (True, True, False)
+    assert characters.vocab_size == 3 + 95 + 1
+
+
+def test_written_special_tokens_are_one_id(tokenizer):
+    ids, offsets = tokenizer.encode(f"a{tokenizer.eos}b")
+    assert offsets[ids.index(tokenizer.eos_id)] == (1, 1 + len(tokenizer.eos))
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_offsets_ascend_within_the_text(tokenizer, text):
+    ids, offsets = tokenizer.encode(text)
+    assert len(ids) == len(offsets)
+    starts = [start for start, _ in offsets]
+    assert starts == sorted(starts)
+    assert all(0 <= start <= end <= len(text) for start, end in offsets)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(st.characters(codec="ascii", categories=["L", "N", "P", "Zs"])))
+def test_characters_round_trip(text):
+    tokenizer = Tokenizer.load("characters")
+    ids, offsets = tokenizer.encode(text)
+    if "</s>" not in text and "<s>" not in text and "<unk>" not in text:
+        assert tokenizer.decode(ids) == text
+        assert offsets == [(i, i + 1) for i in range(len(text))]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_saved_is_the_same(tokenizer, text, tmp_path):
+    tokenizer.save(tmp_path)
+    for again in (Tokenizer.load(tmp_path), pickle.loads(pickle.dumps(tokenizer))):
+        assert again.encode(text) == tokenizer.encode(text)
+        for name in ("bos_id", "eos_id", "pad_id", "adds_bos", "vocab_size"):
+            assert getattr(again, name) == getattr(tokenizer, name)
+
+
+def test_decode_keeps_or_drops_special_tokens(tokenizer):
+    ids = [*tokenizer.encode("a cat")[0], tokenizer.eos_id]
+    assert tokenizer.decode(ids).strip() == "a cat"
+    assert tokenizer.decode(ids, skip_special=False).endswith(tokenizer.eos)
+
+
+def test_missing_files_say_what_to_do(tmp_path, phi):
+    with pytest.raises(FileNotFoundError, match=r"download.*'characters'"):
+        Tokenizer.load(tmp_path)
+    phi.backend.save(tmp_path)
+    with pytest.raises(ValueError, match="names no eos_token"):
+        Tokenizer.load(tmp_path)
+    config = tmp_path / "tokenizer_config.json"
+    config.write_text(json.dumps({"eos_token": "<nowhere>"}))
+    with pytest.raises(ValueError, match="<nowhere>"):
+        Tokenizer.load(tmp_path)

@@ -1,0 +1,220 @@
+"""Selections by path and layer; split and join are exact inverses."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import numpy as np
+import pytest
+
+from lmm_jax import partition
+
+
+def stack(layers: int, offset: float) -> dict:
+    size = layers * 2 * 3
+    kernel = jnp.arange(size, dtype=jnp.float32).reshape(layers, 2, 3) + offset
+    return {
+        "mlp": {"kernel": kernel, "bias": kernel[:, 0]},
+        "norm": {"scale": kernel[:, 1]},
+    }
+
+
+@pytest.fixture(name="params")
+def _params() -> dict:
+    return {
+        "connector": {"up": {"kernel": jnp.ones((2, 4)), "bias": jnp.zeros(4)}},
+        "language": {"embed": {"table": jnp.ones((5, 2))}, "layers": stack(8, 0.5)},
+        "vision": {"layers": stack(4, 100.0)},
+    }
+
+
+@pytest.mark.parametrize(
+    ("pattern", "layers"),
+    [
+        ("language/layers[0::4]", (0, 4)),
+        ("language/layers[1,3,5]/.*", (1, 3, 5)),
+        ("language/layers[:2]/mlp/.*", (0, 1)),
+        ("language/layers[-1]", (7,)),
+        ("language/layers[5:2:-1]/mlp/kernel", (3, 4, 5)),
+    ],
+)
+def test_a_layer_suffix_selects_rows(params, pattern, layers):
+    selection = partition.select(params, [pattern])
+    assert ("language/layers/mlp/kernel", layers) in selection.leaves
+    learning, frozen = partition.split(params, selection)
+    kernel = params["language"]["layers"]["mlp"]["kernel"]
+    others = [i for i in range(8) if i not in layers]
+    np.testing.assert_array_equal(
+        learning["language"]["layers"]["mlp"]["kernel"], kernel[np.array(layers)]
+    )
+    np.testing.assert_array_equal(
+        frozen["language"]["layers"]["mlp"]["kernel"], kernel[np.array(others)]
+    )
+
+
+def test_a_pattern_limits_what_is_below_the_stack(params):
+    selection = partition.select(params, ["language/layers[:2]/mlp/.*"])
+    assert selection.paths() == (
+        "language/layers/mlp/bias",
+        "language/layers/mlp/kernel",
+    )
+
+
+def test_branch_and_wildcard_mean_the_same(params):
+    assert partition.select(params, ["connector"]) == partition.select(
+        params, ["connector/.*"]
+    )
+
+
+def test_matching_is_full(params):
+    params["connector_two"] = {"kernel": jnp.ones(1)}
+    assert partition.select(params, ["connector"]).paths() == (
+        "connector/up/bias",
+        "connector/up/kernel",
+    )
+
+
+def test_patterns_add_up_and_all_rows_are_the_whole(params):
+    halves = ["vision/layers[:2]/norm", "vision/layers[2:]/norm"]
+    assert partition.select(params, halves).leaves == (
+        ("vision/layers/norm/scale", None),
+    )
+    either_order = (
+        ["vision/layers", "vision/layers[0]"],
+        ["vision/layers[0]", "vision/layers"],
+    )
+    for patterns in either_order:
+        assert all(
+            rows is None for _, rows in partition.select(params, patterns).leaves
+        )
+
+
+@pytest.mark.parametrize(
+    "patterns",
+    [
+        [],
+        [".*"],
+        ["connector"],
+        ["language/layers[1,2,6]", "vision/layers[0]/mlp/bias"],
+        ["language/layers[1::2]", "language/embed", "connector/up/bias"],
+    ],
+)
+def test_join_inverts_split_inside_jit(params, patterns):
+    selection = partition.select(params, patterns)
+
+    @jax.jit
+    def there_and_back(params):
+        return partition.join(*partition.split(params, selection), selection)
+
+    for run in (there_and_back, there_and_back.__wrapped__):
+        back = run(params)
+        assert jax.tree.structure(back) == jax.tree.structure(params)
+        jax.tree.map(np.testing.assert_array_equal, back, params)
+
+
+def test_selection_is_a_static_argument(params):
+    one = partition.select(params, ["language/layers[0]"])
+    same = partition.select(jax.eval_shape(lambda: params), ["language/layers[:1]"])
+    assert one == same and hash(one) == hash(same)
+
+
+def test_gradients_reach_exactly_the_learning_rows(params):
+    selection = partition.select(params, ["language/layers[2,5]/mlp/kernel"])
+    learning, frozen = partition.split(params, selection)
+    weight = jnp.arange(48.0).reshape(8, 2, 3)
+
+    def loss(learning):
+        full = partition.join(learning, frozen, selection)
+        return jnp.sum(full["language"]["layers"]["mlp"]["kernel"] * weight)
+
+    gradient = jax.grad(loss)(learning)
+    assert jax.tree.structure(gradient) == jax.tree.structure(learning)
+    np.testing.assert_array_equal(
+        gradient["language"]["layers"]["mlp"]["kernel"], weight[np.array([2, 5])]
+    )
+
+
+def test_abstract_leaves_keep_their_sharding(params):
+    mesh = Mesh(np.array(jax.devices()[:1]), "d")
+    sharding = NamedSharding(mesh, PartitionSpec(None, "d"))
+    del params["connector"]
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), params
+    )
+    selection = partition.select(abstract, ["language/layers[:3]"])
+    learning, frozen = partition.split(abstract, selection)
+    leaf = learning["language"]["layers"]["mlp"]["kernel"]
+    assert leaf.shape == (3, 2, 3) and leaf.sharding == sharding
+    assert frozen["language"]["layers"]["mlp"]["kernel"].shape == (5, 2, 3)
+    assert partition.join(learning, frozen, selection) == abstract
+
+
+def test_counts(params):
+    selection = partition.select(params, ["connector", "vision/layers[0]"])
+    total = sum(x.size for x in jax.tree.leaves(params))
+    learning = 2 * 4 + 4 + (6 + 3 + 3)
+    assert partition.count(params, selection) == (learning, total - learning)
+
+
+def test_an_unmatched_pattern_shows_the_top_of_the_tree(params):
+    with pytest.raises(ValueError, match=r"'conector'.*connector/up.*language/embed"):
+        partition.select(params, ["conector"])
+
+
+@pytest.mark.parametrize(
+    ("pattern", "says"),
+    [
+        ("language/layers[9]", "8 layers"),
+        ("language/layers[a:b]", "must be a slice"),
+        ("language/layers[]", "must be a slice"),
+        ("language/layers[0:4:0]", "must be a slice"),
+        ("language/layers[8:]", "none of 8"),
+        ("language/layers[0]/layers[1]", "use one"),
+        ("(language", "not a regex"),
+    ],
+)
+def test_bad_patterns_are_refused(params, pattern, says):
+    with pytest.raises(ValueError, match=says):
+        partition.select(params, [pattern])
+
+
+def test_a_lone_string_is_not_a_list(params):
+    with pytest.raises(ValueError, match=r"write \['connector'\]"):
+        partition.select(params, "connector")
+
+
+def test_halves_of_another_selection_are_refused(params):
+    one = partition.select(params, ["language/layers[0]"])
+    two = partition.select(params, ["language/layers[0,1]"])
+    with pytest.raises(ValueError, match="1 learning layers and the leaf 2"):
+        partition.join(*partition.split(params, two), one)
+    with pytest.raises(ValueError, match="connector"):
+        partition.join(
+            *partition.split(params, one), partition.select(params, ["connector"])
+        )
+    del params["language"]
+    with pytest.raises(ValueError, match="not in the tree"):
+        partition.split(params, one)
+
+
+def test_stopping_frozen_runs_saves_their_weight_gradients():
+    """The claim in the docstring of `join`, on the compiled program."""
+    params = {"layers": {"kernel": jnp.ones((4, 8, 8))}}
+    selection = partition.select(params, ["layers[3]"])
+    learning, frozen = partition.split(params, selection)
+
+    def matmuls(stop) -> int:
+        def loss(learning):
+            kernel = partition.join(learning, frozen, selection)["layers"]["kernel"]
+            hidden = jnp.ones((2, 8))
+            for run in (stop(kernel[:3]), kernel[3:]):
+                step = lambda h, k: (jnp.tanh(h @ k), None)  # noqa: E731
+                hidden, _ = jax.lax.scan(step, hidden, run)
+            return hidden.sum()
+
+        return (
+            jax.jit(jax.grad(loss)).lower(learning).compile().as_text().count(" dot(")
+        )
+
+    assert matmuls(jax.lax.stop_gradient) < matmuls(lambda run: run)

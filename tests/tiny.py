@@ -1,0 +1,137 @@
+"""A tiny model and batch on which every strategy runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+
+from lmm_jax import strategies
+from lmm_jax.depth import Edit, Geometry, Plan, Role, make_plan
+from lmm_jax.models import lmm, specs
+
+SPEC = specs.LMMSpec(
+    specs.named("vision", "tiny-vit"), specs.named("language", "tiny-lm")
+)
+PREFIX, SUFFIX, IMAGES, CROPS = 4, 12, 2, 4
+BUDGETS = {  # arguments under which each strategy really does something here
+    "average_pool": {"factor": 2},
+    "deepstack": {"start": 1, "interval": 1},
+    "fastv": {"layer": 2, "keep": 9},
+    "llava": {},
+    "llava_hires": {},
+    "random": {"keep": 5},
+    "uniform": {"keep": 4},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiny:
+    """Random parameters, shared by all plans, and a batch for any of them."""
+
+    geometry: Geometry
+    params: dict[str, Any]
+
+    @classmethod
+    def make(cls) -> Tiny:
+        geometry = lmm.geometry(
+            SPEC, images=IMAGES, crops=CROPS, prefix=PREFIX, suffix=SUFFIX
+        )
+        model = lmm.LMM(SPEC, make_plan(geometry, ()))
+        params = jax.jit(lambda key: lmm.init(model, key))(jax.random.key(0))
+        # Norms and biases start at ones and zeros, which would hide mistakes in both.
+        leaves, tree = jax.tree.flatten(params)
+        rng = np.random.default_rng(0)
+        noisy = [
+            np.asarray(x) + 0.1 * rng.standard_normal(x.shape).astype(np.float32)
+            for x in leaves
+        ]
+        return cls(geometry, jax.tree.unflatten(tree, noisy))
+
+    def plan(self, edits: tuple[Edit, ...] = (), *, mode="drop", **changes) -> Plan:
+        geometry = dataclasses.replace(self.geometry, **changes)
+        return make_plan(geometry, edits, mode=mode)
+
+    def strategy(self, name: str, **arguments) -> tuple[Edit, ...]:
+        arguments = arguments or BUDGETS[name]
+        return strategies.build({name: arguments}, self.geometry)
+
+    def model(self, plan: Plan, spec: specs.LMMSpec = SPEC) -> lmm.LMM:
+        return lmm.LMM(spec, plan)
+
+    def run(self, plan: Plan, batch, params=None):
+        """The state after the last layer."""
+        return _forward(self.model(plan))(params or self.params, batch)[0]
+
+    def logits(self, plan: Plan, batch, params=None) -> np.ndarray:
+        """Logits that predict each text token, zero where there is none."""
+        logits = _forward(self.model(plan))(params or self.params, batch)[1]
+        predicted = batch["valid"] & (batch["positions"] > 0)
+        return np.asarray(logits) * predicted[..., None]
+
+    def batch(self, plan: Plan, seed: int = 0, rows: int = 3) -> dict[str, np.ndarray]:
+        """Row 0 has two images, row 1 one, row 2 none (repeating); lengths differ."""
+        rng = np.random.default_rng(seed)
+        g, per_image = plan.geometry, plan.tokens_per_image
+        side, text = SPEC.vision.image, g.prefix + g.suffix
+        arrays = {
+            "images": rng.integers(
+                0, 256, (rows, g.images, 1 + g.crops, side, side, 3), dtype=np.uint8
+            ),
+            "views": np.zeros((rows, g.images, 1 + g.crops), bool),
+            "grid": np.zeros((rows, g.images, 2), np.int32),
+            "tokens": rng.integers(3, SPEC.language.vocab, (rows, text), np.int32),
+            "positions": np.zeros((rows, text), np.int32),
+            "valid": np.zeros((rows, text), bool),
+            "segment": np.zeros((rows, text), np.int32),
+            "role": np.full((rows, text), Role.USER, np.int8),
+            "turn": np.zeros((rows, text), np.int32),
+            "loss_mask": np.zeros((rows, text), np.float32),
+            "visual_positions": np.zeros((rows, g.images * per_image), np.int32),
+            "visual_valid": np.zeros((rows, g.images * per_image), bool),
+            "visual_segment": np.zeros((rows, g.images * per_image), np.int32),
+        }
+        for row in range(rows):
+            count = (2, 1, 0)[row % 3]
+            length = g.suffix - row % 3
+            at = 0
+            for slot in range(g.prefix):  # text before the images
+                _put(arrays, row, slot, at)
+                at += 1
+            for image in range(count):
+                grid = ((2, 2), (3, 1))[image]
+                arrays["grid"][row, image] = grid
+                arrays["views"][row, image, : 1 + grid[0] * grid[1]] = True
+                span = slice(image * per_image, (image + 1) * per_image)
+                arrays["visual_positions"][row, span] = at + np.arange(per_image)
+                arrays["visual_valid"][row, span] = True
+                at += per_image
+            for slot in range(length):
+                _put(arrays, row, g.prefix + slot, at)
+                at += 1
+            answer = slice(g.prefix + length - 4, g.prefix + length)
+            arrays["role"][row, answer] = Role.ASSISTANT
+            arrays["loss_mask"][row, answer] = 1.0
+        arrays["images"][~arrays["views"]] = 0
+        return arrays
+
+
+def _put(arrays, row: int, slot: int, at: int) -> None:
+    arrays["positions"][row, slot] = at
+    arrays["valid"][row, slot] = True
+
+
+@functools.cache
+def _forward(model: lmm.LMM):
+    """One program per plan: the last state and the logits."""
+
+    def both(model, batch):
+        state = model(batch).state
+        return state, model.predict(state, batch)
+
+    return jax.jit(
+        lambda params, batch: model.apply({"params": params}, batch, method=both)
+    )
