@@ -108,7 +108,7 @@ class Generator:
 
     @functools.cached_property
     def _loop(self) -> Callable[..., Array]:
-        @functools.partial(jax.jit, donate_argnums=2)
+        @jax.jit
         def loop(params, token, cache, key):
             answers = jnp.full((token.shape[0], self.slots), self.end, jnp.int32)
 

@@ -11,10 +11,10 @@ _DEVICES = "--xla_force_host_platform_device_count=8"
 if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}".strip()
 
-import jax
-import pytest
+import jax  # noqa: E402 (after the environment is set)
+import pytest  # noqa: E402
 
-from tests.tiny import Tiny
+from tests.tiny import Tiny  # noqa: E402
 
 _CACHE = Path(tempfile.gettempdir()) / f"lmm_jax-tests-{os.getuid()}"
 jax.config.update("jax_compilation_cache_dir", str(_CACHE))

@@ -62,9 +62,11 @@ class Observation:
     Attributes:
         last_attention: f32 [B, T], probability that the last prompt token (the last
             valid token whose role is not ASSISTANT) gives to each key, mean over heads.
+        mean_attention: f32 [B, T], the same, mean over all valid queries and heads.
     """
 
     last_attention: Array | None = None
+    mean_attention: Array | None = None
 
 
 OBSERVABLE = tuple(Observation.__dataclass_fields__)

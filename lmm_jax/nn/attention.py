@@ -71,7 +71,7 @@ def attention(q: Array, parts: tuple[tuple[Keys, Sight], ...]) -> Array:
 
 
 def observe(
-    q: Array, keys: Keys, seen: Sight, rows: dict[str, Array], names: tuple[str, ...]
+    q: Array, keys: Keys, seen: Sight, state: TokenState, names: tuple[str, ...]
 ) -> Observation:
     """Computes only what was asked for, beside the attention itself.
 
@@ -79,12 +79,16 @@ def observe(
         q: [B, T, N, H] rotated queries of the observed layer.
         keys: [B, T, K, H], its keys.
         seen: who sees whom.
-        rows: storage row int32 [B] of each query that an observation reads.
+        state: the tokens that enter the layer.
         names: fields of `Observation`.
     """
     shown = {}
+    if "mean_attention" in names:
+        probs = _softmax(*_logits(q, ((keys, seen),))).mean((1, 2))  # [B, T, T]
+        asks = state.valid / jnp.maximum(state.valid.sum(1, keepdims=True), 1)
+        shown["mean_attention"] = jnp.einsum("bt,bts->bs", asks, probs)
     if "last_attention" in names:
-        row = rows["last"][:, None]
+        row = last_prompt_row(state)[:, None]
         query = jnp.take_along_axis(q, row[..., None, None], axis=1)  # [B, 1, N, H]
         visible = jnp.take_along_axis(seen.visible, row[..., None], axis=1)
         logits, visible = _logits(query, ((keys, Sight(visible, seen.gate)),))

@@ -18,7 +18,7 @@ from lmm_jax.depth import Context, Keys, Observation, Place, TokenState
 from lmm_jax.depth.edits import ReduceOp
 from lmm_jax.depth.planner import Cut, Layer, Mode, Scan, Step
 from lmm_jax.depth.reduce import reduce_span
-from lmm_jax.nn.attention import Sight, last_prompt_row, observe, sight
+from lmm_jax.nn.attention import Sight, observe, sight
 from lmm_jax.nn.block import Block, BlockSpec
 from lmm_jax.nn.rope import Rotation, rotation
 
@@ -228,8 +228,7 @@ class LayerStack(nn.Module):
             return block.apply({"params": layer}, hidden, method="feed")
 
         hidden, keys, q = self._rematted(attend)(layer, hidden)
-        rows = {"last": last_prompt_row(state)}
-        seen = observe(q, keys, own, rows, step.observe)
+        seen = observe(q, keys, own, state, step.observe)
         state = state.replace(hidden=hidden)
         state, ctx, aux = _cut(step.between, state, seen, ctx, ops, mode)
         state = state.replace(hidden=self._rematted(feed)(layer, state.hidden))

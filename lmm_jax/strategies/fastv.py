@@ -10,6 +10,7 @@ Letters: B batch, V visual tokens before the cut, T tokens.
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 from lmm_jax.depth import (
     Context,
@@ -23,7 +24,13 @@ from lmm_jax.depth import (
 from lmm_jax.ops.select import top_k_keep
 
 
-def edits(geometry: Geometry, *, layer: int = 2, keep: int = 288) -> tuple[Reduce, ...]:
+def edits(
+    geometry: Geometry,
+    *,
+    layer: int = 2,
+    keep: int = 288,
+    score: Literal["last", "mean"] = "last",
+) -> tuple[Reduce, ...]:
     """Returns the single cut of FastV.
 
     Args:
@@ -31,9 +38,11 @@ def edits(geometry: Geometry, *, layer: int = 2, keep: int = 288) -> tuple[Reduc
         layer: first language layer that runs without the dropped tokens (the paper's K).
             Its attention is read one layer earlier, so it is >= 1.
         keep: visual tokens that stay, all images together; the paper's R is 1 - keep / V.
+        score: attention of the "last" prompt token (the code), or the "mean" over all
+            queries (the paper's text), which favours early tokens.
 
     Raises:
-        ValueError: no layer before or after the cut.
+        ValueError: no layer before or after the cut, or an unknown score.
     """
     depth = geometry.language.depth
     if not 1 <= layer < depth:
@@ -41,8 +50,11 @@ def edits(geometry: Geometry, *, layer: int = 2, keep: int = 288) -> tuple[Reduc
             f"fastv.layer={layer}: it needs a layer before it to read attention from and "
             f"one after it to speed up; use 1..{depth - 1}."
         )
-    op = MostAttendedByLast(keep)
-    return (Reduce("fastv", before(layer), keep, op, observe=("last_attention",)),)
+    if score not in ("last", "mean"):
+        raise ValueError(f"fastv.score={score!r}: use 'last' or 'mean'.")
+    seen = f"{score}_attention"
+    op = MostAttended(keep, seen)
+    return (Reduce("fastv", before(layer), keep, op, observe=(seen,)),)
 
 
 def lossless(geometry: Geometry, tokens: int) -> dict[str, int]:
@@ -51,16 +63,17 @@ def lossless(geometry: Geometry, tokens: int) -> dict[str, int]:
 
 
 @dataclasses.dataclass(frozen=True)
-class MostAttendedByLast:
-    """Keeps the visual tokens that the last prompt token attends to most.
+class MostAttended:
+    """Keeps the visual tokens that receive most attention.
 
     Attention is averaged over heads. Positions are not renumbered: a kept token keeps its
     place in the rotary embedding.
     """
 
     keep: int
+    seen: str
 
     def __call__(self, state: TokenState, seen: Observation, ctx: Context) -> Keep:
         visual = state.layout.slice("visual")
-        scores = seen.last_attention[:, visual]  # [B, T] -> [B, V]
+        scores = getattr(seen, self.seen)[:, visual]  # [B, T] -> [B, V]
         return top_k_keep(scores, state.valid[:, visual], self.keep)

@@ -143,6 +143,7 @@ def test_7_the_plan_equals_a_loop_over_layers(name, tiny):
     hidden, alive = np.asarray(state.hidden), np.asarray(state.valid).copy()
     buffers = {name: np.array(x) for name, x in ctx.aligned.items()}
     cuts = {e.at.layer: e for e in edits if isinstance(e, Reduce) and e.at.layer}
+    previous = None
     for layer in range(SPEC.language.depth):
         if layer in cuts:
             scores = _last_row_attention(block, previous, state, alive)
@@ -304,7 +305,7 @@ def test_a_learned_reduction_gets_parameters_and_gradients(tiny):
     edits = (Reduce("scored", before(2), 5, Scored(5)),)
     plan = tiny.plan(edits)
     model, batch = tiny.model(plan), tiny.batch(plan)
-    fresh = jax.jit(lambda k: lmm.init(model, k))(jax.random.key(1))
+    fresh = lmm.init(model, jax.random.key(1))
     params = {**tiny.params, "strategy_scored": fresh["strategy_scored"]}
 
     def loss(params):
