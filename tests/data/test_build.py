@@ -6,12 +6,12 @@ from pathlib import Path
 import pickle
 import sys
 
-from tests.data.conftest import row
 import pytest
 
 from lmm_jax.data import build
 from lmm_jax.data.pipeline import DataConfig, SourceConfig, open_sources, train_batches
 from lmm_jax.data.sources import BadRecord, LlavaJson, TfdsSource
+from tests.data.conftest import row
 
 
 def test_round_trip(dataset, tmp_path, spec):

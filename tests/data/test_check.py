@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from tests.data.conftest import row
 import pytest
 
 from lmm_jax.data import check
+from tests.data.conftest import row
 
 
 def test_a_good_file(dataset, tmp_path, capsys):

@@ -8,7 +8,6 @@ import json
 import subprocess
 import sys
 
-from tests.data.conftest import row
 import numpy as np
 import pytest
 
@@ -24,6 +23,7 @@ from lmm_jax.data.pipeline import (
     train_batches,
 )
 from lmm_jax.data.placement import sample
+from tests.data.conftest import row
 
 CONTRACT = {  # per sample: I, C, T and V of the `spec` fixture
     "images": ((1, 5, 8, 8, 3), np.uint8),

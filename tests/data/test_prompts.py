@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 
-from tests.data.conftest import row
 import numpy as np
 import pytest
 
 from lmm_jax.data.pipeline import Question, prompts, read_questions
 from lmm_jax.data.placement import sample
 from lmm_jax.data.sources import BadRecord, LlavaJson
+from tests.data.conftest import row
 
 
 def question(index: int) -> Question:

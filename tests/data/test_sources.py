@@ -6,10 +6,10 @@ import collections
 import json
 import pickle
 
-from tests.data.conftest import row
 import pytest
 
 from lmm_jax.data.sources import BadRecord, LlavaJson, Mixture
+from tests.data.conftest import row
 
 
 @pytest.mark.parametrize("name", ["train.json", "train.jsonl"])
