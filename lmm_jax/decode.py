@@ -74,13 +74,13 @@ class Generator:
     def __call__(self, params, batch, key: Array | None = None) -> Array:
         """Answers int32 [B, M]; after the end token, more end tokens."""
         key = jax.random.key(0) if key is None else key
-        token, cache = self._prefill(params, batch, key)
+        token, cache = self.prefill(params, batch, key)
         return self._loop(params, token, cache, key)
 
     def stream(self, params, batch, key: Array | None = None) -> Iterator[np.ndarray]:
         """Yields tokens int32 [B] one by one, until every row has ended."""
         key = jax.random.key(0) if key is None else key
-        token, cache = self._prefill(params, batch, key)
+        token, cache = self.prefill(params, batch, key)
         ended = np.zeros(token.shape, bool)
         for step in range(self.slots):
             now = np.where(ended, self.end, np.asarray(token))
@@ -89,10 +89,10 @@ class Generator:
             if ended.all():
                 return
             if step + 1 < self.slots:
-                token, cache = self._step(params, token, cache, key)
+                token, cache = self.step(params, token, cache, key)
 
     @functools.cached_property
-    def _prefill(self) -> Callable[..., tuple[Array, Cache]]:
+    def prefill(self) -> Callable[..., tuple[Array, Cache]]:
         @jax.jit
         def prefill(params, batch, key):
             logits, cache = self.model.apply(
@@ -103,7 +103,7 @@ class Generator:
         return prefill
 
     @functools.cached_property
-    def _step(self) -> Callable[..., tuple[Array, Cache]]:
+    def step(self) -> Callable[..., tuple[Array, Cache]]:
         return jax.jit(self._next, donate_argnums=2)
 
     @functools.cached_property

@@ -195,9 +195,15 @@ class Sections:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """A config and everything it names."""
+    """A config and everything it names.
+
+    Attributes:
+        config: checked sections.
+        devices: for the mesh; None takes all there are.
+    """
 
     config: Sections
+    devices: tuple[jax.Device, ...] | None = None
 
     @functools.cached_property
     def spec(self) -> LMMSpec:
@@ -232,12 +238,11 @@ class Experiment:
     @functools.cached_property
     def axes(self) -> Axes:
         rules = tuple((name, tuple(to)) for name, to in self.config.axes)
-        return Axes(make_mesh(self.config.mesh), rules)
+        return Axes(make_mesh(self.config.mesh, self.devices), rules)
 
-    def model(self, *, train: bool, axes: Axes | None = None) -> lmm.LMM:
-        """The model along the plan; pass axes to pin activations to a mesh."""
-        axes = axes or self.axes
-        return lmm.LMM(self.spec, self.plan(train=train), axes.constrain)
+    def model(self, *, train: bool) -> lmm.LMM:
+        """The model along the plan, its activations pinned to the mesh."""
+        return lmm.LMM(self.spec, self.plan(train=train), self.axes.constrain)
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
@@ -293,13 +298,18 @@ class Experiment:
         return self.config.workdir if own.is_dir() or not run else run
 
 
-def build(config: ml_collections.ConfigDict) -> Experiment:
+def build(
+    config: ml_collections.ConfigDict,
+    devices: tuple[jax.Device, ...] | None = None,
+) -> Experiment:
     """Checks a config and builds what it names.
 
     Raises:
         ValueError: an unknown, missing or ill-typed field, by name.
     """
-    return Experiment(configs.from_config(Sections, config.to_dict(), "config"))
+    return Experiment(
+        configs.from_config(Sections, config.to_dict(), "config"), devices
+    )
 
 
 def prepare_data(experiment: Experiment) -> None:

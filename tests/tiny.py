@@ -95,7 +95,7 @@ class Tiny:
             "visual_segment": np.zeros((rows, g.images * per_image), np.int32),
         }
         for row in range(rows):
-            count = (2, 1, 0)[row % 3]
+            count = min((2, 1, 0)[row % 3], g.images)
             length = g.suffix - row % 3
             at = 0
             for slot in range(g.prefix):  # text before the images

@@ -28,13 +28,15 @@ class Feed:
 class Scan:
     """One `lax.scan` over layers [start, stop), `period` layers a body.
 
-    Before the first layer of body i, row `feed.start + i` of each feed is added.
+    Before the first layer of body i, row `feed.start + i` of each feed is added. Layers
+    that do not learn get no weight gradients.
     """
 
     start: int
     stop: int
     period: int = 1
     feeds: tuple[Feed, ...] = ()
+    learns: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Layer:
     observe: tuple[str, ...] = ()
     between: tuple[Reduce, ...] = ()
     feeds: tuple[Feed, ...] = ()
+    learns: bool = True
 
     @property
     def start(self) -> int:
@@ -138,14 +141,16 @@ def make_plan(
     tunes = [e for e in edits if isinstance(e, Tune)]
     for tune in tunes:
         _check_tune(tune, geometry)
-    edges = {
-        edge
-        for tune in tunes
-        if tune.stack == "language"
-        for layer in tune.layers
-        for edge in (layer, layer + 1)
-    }
+    tuned = {x for t in tunes if t.stack == "language" for x in t.layers}
+    edges = {edge for layer in tuned for edge in (layer, layer + 1)}
     language = _steps(geometry.language.depth, in_language, injects, edges)
+    if tuned:
+        language = tuple(
+            step
+            if isinstance(step, Cut)
+            else dataclasses.replace(step, learns=step.start in tuned)
+            for step in language
+        )
     return Plan(
         geometry=geometry,
         edits=(*((connect,) if connect else ()), *reduces, *injects, *tunes),

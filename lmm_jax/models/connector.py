@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from flax import linen as nn
 import jax
-import jax.numpy as jnp
 
+from lmm_jax.nn.linear import Linear
 from lmm_jax.nn.params import Param
 
 Array = jax.Array
@@ -14,16 +14,15 @@ Array = jax.Array
 class Projector(nn.Module):
     """Linear, exact GELU, linear, token by token (LLaVA-1.5's "mlp2x_gelu")."""
 
+    inputs: int
     width: int
     dtype: str
     param_dtype: str
 
     def setup(self):
-        kinds = dict(
-            dtype=jnp.dtype(self.dtype), param_dtype=jnp.dtype(self.param_dtype)
-        )
-        self.first = nn.Dense(self.width, **kinds)
-        self.second = nn.Dense(self.width, **kinds)
+        kinds = (True, self.dtype, self.param_dtype)
+        self.first = Linear((self.inputs,), (self.width,), *kinds)
+        self.second = Linear((self.width,), (self.width,), *kinds)
 
     def __call__(self, features: Array) -> Array:
         """[..., E] -> [..., D]."""

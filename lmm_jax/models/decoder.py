@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 from flax import linen as nn
 import jax
-import jax.numpy as jnp
 
 from lmm_jax.models.specs import LanguageSpec
 from lmm_jax.nn.embed import TokenEmbed
+from lmm_jax.nn.linear import Linear
 from lmm_jax.nn.norm import LayerNorm, RMSNorm
 from lmm_jax.nn.params import Param
 from lmm_jax.nn.stack import LayerStack, Remat
@@ -33,12 +33,7 @@ class Decoder(nn.Module):
         )
         self.norm = (RMSNorm if b.norm == "rms" else LayerNorm)(b.norm_eps)
         if not s.tied:
-            self.head = nn.Dense(
-                s.vocab,
-                use_bias=False,
-                dtype=jnp.dtype(b.dtype),
-                param_dtype=jnp.dtype(b.param_dtype),
-            )
+            self.head = Linear((b.width,), (s.vocab,), False, b.dtype, b.param_dtype)
 
     def logits(self, hidden: Array) -> Array:
         """Residual stream [..., D] after the last layer to logits [..., W]."""

@@ -49,7 +49,9 @@ class LMM(nn.Module):
         self.vision = vit.VisionTransformer(
             s.vision, s.remat, s.unroll, self._constrain_tokens
         )
-        self.connector = connector.Projector(b.width, b.dtype, b.param_dtype)
+        self.connector = connector.Projector(
+            s.vision.block.width, b.width, b.dtype, b.param_dtype
+        )
         self.language = decoder.Decoder(
             s.language, s.remat, s.unroll, self._constrain_tokens
         )

@@ -135,8 +135,8 @@ VISION = {
     ),
     "quickstart-vit": VisionSpec(
         32,
-        4,
-        vit_block(96, 4, 256, "gelu"),
+        8,
+        vit_block(96, 4, 256, "gelu_tanh"),
         depth=3,
         run=3,
         class_token=False,
@@ -150,7 +150,7 @@ VISION = {
 LANGUAGE = {
     "vicuna-7b": LanguageSpec(32_000, llama_block(4096, 32, 11_008), 32),
     "vicuna-13b": LanguageSpec(32_000, llama_block(5120, 40, 13_824), 40),
-    "quickstart-lm": LanguageSpec(512, llama_block(128, 4, 344), 6, tied=True),
+    "quickstart-lm": LanguageSpec(512, llama_block(96, 4, 256), 6, tied=True),
     "tiny-lm": LanguageSpec(128, llama_block(48, 4, 96, kv_heads=2), 6),
 }
 

@@ -11,10 +11,10 @@ from typing import Literal
 
 from flax import linen as nn
 import jax
-import jax.numpy as jnp
 
 from lmm_jax.depth import Keys, StackGeometry
 from lmm_jax.nn.attention import Sight, attention
+from lmm_jax.nn.linear import Linear
 from lmm_jax.nn.norm import LayerNorm, RMSNorm
 from lmm_jax.nn.rope import RopeSpec, Rotation, rotate
 
@@ -86,15 +86,16 @@ class Block(nn.Module):
         self.attn_norm = norm(s.norm_eps)
         if not s.parallel:
             self.mlp_norm = norm(s.norm_eps)
-        qkv = s.bias != "none"
-        self.q = self._dense((s.heads, s.head_dim), qkv)
-        self.k = self._dense((s.kv_heads, s.head_dim), qkv)
-        self.v = self._dense((s.kv_heads, s.head_dim), qkv)
-        self.o = self._dense(s.width, s.bias == "all", axis=(-2, -1))
+        qkv, biased = s.bias != "none", s.bias == "all"
+        width, heads = (s.width,), (s.heads, s.head_dim)
+        self.q = self._linear(width, heads, qkv)
+        self.k = self._linear(width, (s.kv_heads, s.head_dim), qkv)
+        self.v = self._linear(width, (s.kv_heads, s.head_dim), qkv)
+        self.o = self._linear(heads, width, biased)
         if s.gated:
-            self.gate = self._dense(s.hidden, s.bias == "all")
-        self.up = self._dense(s.hidden, s.bias == "all")
-        self.down = self._dense(s.width, s.bias == "all")
+            self.gate = self._linear(width, (s.hidden,), biased)
+        self.up = self._linear(width, (s.hidden,), biased)
+        self.down = self._linear((s.hidden,), width, biased)
 
     def __call__(
         self,
@@ -144,11 +145,5 @@ class Block(nn.Module):
             return self.down(act(self.gate(y)) * self.up(y))
         return self.down(act(self.up(y)))
 
-    def _dense(self, features, use_bias: bool, axis=-1) -> nn.DenseGeneral:
-        return nn.DenseGeneral(
-            features,
-            axis=axis,
-            use_bias=use_bias,
-            dtype=jnp.dtype(self.spec.dtype),
-            param_dtype=jnp.dtype(self.spec.param_dtype),
-        )
+    def _linear(self, inputs, outputs, use_bias: bool) -> Linear:
+        return Linear(inputs, outputs, use_bias, self.spec.dtype, self.spec.param_dtype)

@@ -32,7 +32,8 @@ class TokenEmbed(nn.Module):
 
     def attend(self, hidden: Array) -> Array:
         """[..., D] -> logits [..., W]."""
-        return hidden @ self.table.T.astype(self.dtype)
+        flat = hidden.reshape(-1, self.width) @ self.table.T.astype(self.dtype)
+        return flat.reshape(*hidden.shape[:-1], self.vocab)
 
 
 class PatchEmbed(nn.Module):
@@ -61,9 +62,9 @@ class PatchEmbed(nn.Module):
             p=p,
             q=p,
         )
-        out = patches.astype(self.dtype) @ kernel.reshape(-1, self.width).astype(
-            self.dtype
-        )
+        flat = patches.astype(self.dtype).reshape(-1, 3 * p * p)
+        out = flat @ kernel.reshape(-1, self.width).astype(self.dtype)
+        out = out.reshape(*patches.shape[:2], self.width)
         if self.use_bias:
             zeros = nn.initializers.zeros
             out = out + self.param("bias", zeros, (self.width,), dtype).astype(

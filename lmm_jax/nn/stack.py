@@ -200,7 +200,7 @@ class LayerStack(nn.Module):
         bodies = (step.stop - step.start) // step.period
         layers = jax.tree.map(
             lambda p: p.reshape(bodies, step.period, *p.shape[1:]),
-            self._rows(slice(step.start, step.stop)),
+            self._rows(slice(step.start, step.stop), step.learns),
         )
         fed = tuple(ctx.aligned[f.source][f.start : f.stop] for f in step.feeds)
         hidden, keys = jax.lax.scan(
@@ -214,7 +214,8 @@ class LayerStack(nn.Module):
     def _layer(self, state, step: Layer, ctx, ops, mode):
         """One layer alone: its attention is shown, and it may be cut half-way."""
         block = Block(self.spec, parent=None)
-        layer = jax.tree.map(lambda p: p[step.index], self.layers)
+        rows = self._rows(slice(step.start, step.stop), step.learns)
+        layer = jax.tree.map(lambda p: p[0], rows)
         angles, own = self._rotation(state.place), self._sight(state.place)
         hidden = self.constrain(state.hidden)
         for feed in step.feeds:
@@ -244,8 +245,10 @@ class LayerStack(nn.Module):
             return Sight(None)
         return sight(place, place, causal=self.spec.causal)
 
-    def _rows(self, rows: slice):
-        return jax.tree.map(lambda p: p[rows], self.layers)
+    def _rows(self, rows: slice, learns: bool = True):
+        layers = jax.tree.map(lambda p: p[rows], self.layers)
+        # A mask inside a shared scan would compute all weight gradients and drop them.
+        return layers if learns else jax.lax.stop_gradient(layers)
 
     def _unroll(self, bodies: int) -> int:
         return bodies if self.unroll == 0 else min(self.unroll, bodies)
@@ -270,7 +273,12 @@ class LayerStack(nn.Module):
         def init(key):
             return block.init(key, x, angles, Sight(None))["params"]
 
-        return jax.vmap(init)(jax.random.split(rng, self.depth))
+        layers = jax.vmap(init)(jax.random.split(rng, self.depth))
+        # 2 L branches add up in the residual stream (GPT-2, section 2.3): scaled so,
+        # they do not drown what entered it, and a small model learns to read sooner.
+        for name in ("o", "down"):
+            layers[name]["kernel"] *= (2 * self.depth) ** -0.5
+        return layers
 
 
 def empty_tail(spec: BlockSpec, depth: int, batch: int, slots: int) -> Keys:

@@ -157,24 +157,6 @@ def test_small_print_fades_and_large_print_stays_when_shrunk() -> None:
     assert contrast(page, large, 32) > 0.75 * contrast(page, large, 64)
 
 
-def test_chance_level_is_that_of_the_best_constant_answer() -> None:
-    def record(text: str, answer: str, category: str) -> dict[str, object]:
-        return {"text": text, "answers": [answer], "category": category}
-
-    records = [
-        record("Where is tax?", "1", "where_small"),
-        record("Where is fee?", "1", "where_small"),
-        record("Where is sum?", "2", "where_small"),
-        record("Read line 1.", "tax 10", "transcribe_small"),
-        record("Read line 2.", "fee 20", "transcribe_small"),
-    ]
-    chance = documents.chance_level(records)
-    assert chance == {
-        "where_small": pytest.approx(2 / 3),
-        "transcribe_small": pytest.approx(1 / 2),
-    }
-
-
 def test_a_complete_set_is_reused(tmp_path: pathlib.Path) -> None:
     wanted = {"train": 2, "validation": 2, "seed": 0}
     documents.generate(tmp_path, **wanted)

@@ -129,6 +129,8 @@ def test_learning_layers_get_scans_of_their_own():
     plan = make_plan(geometry(), (Tune("language", (4, 5, 12)),))
     edges = [(step.start, step.stop) for step in plan.language]
     assert edges == [(0, 4), (4, 5), (5, 6), (6, 12), (12, 13), (13, 32)]
+    learns = [step.learns for step in plan.language]
+    assert learns == [False, True, True, False, True, False]
 
 
 def test_connector_reductions_chain():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lmm_jax import strategies
-from lmm_jax.depth import Cut, Keep, Layer, Reduce, Role
+from lmm_jax.depth import Cut, Keep, Layer, Reduce, Role, Tune
 from lmm_jax.depth.cost import cost
 from lmm_jax.depth.layout import Layout
 from lmm_jax.models import lmm
@@ -282,6 +282,32 @@ def test_a_cut_at_the_connector_is_followed_by_the_stack(tiny):
     )
     plain = tiny.plan(tiny.strategy("uniform", keep=4))
     assert np.abs(tiny.logits(plan, batch) - tiny.logits(plain, batch)).max() > 1e-3
+
+
+def test_frozen_layers_get_no_weight_gradients_and_the_others_the_same(tiny):
+    tuned, plain = tiny.plan((Tune("language", (1, 4)),)), tiny.plan()
+    batch = tiny.batch(plain)
+
+    def gradients(plan):
+        model = tiny.model(plan)
+
+        def loss(params):
+            logits, _ = model.apply({"params": params}, batch, method="score")
+            return (logits * batch["loss_mask"][..., None]).sum()
+
+        return jax.jit(jax.grad(loss))
+
+    few, all_ = (gradients(plan) for plan in (tuned, plain))
+    ours, theirs = few(tiny.params), all_(tiny.params)
+    for name in ("q", "down"):
+        part = [
+            g["language"]["stack"]["layers"][name]["kernel"] for g in (ours, theirs)
+        ]
+        for layer in range(SPEC.language.depth):
+            if layer in (1, 4):
+                np.testing.assert_allclose(part[0][layer], part[1][layer], rtol=1e-4)
+            else:
+                assert not part[0][layer].any()
 
 
 def test_a_learned_reduction_gets_parameters_and_gradients(tiny):

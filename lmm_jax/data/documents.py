@@ -1,0 +1,304 @@
+"""Generated pages with large and small print, and questions about them.
+
+A set is a folder that looks like any LLaVA-format data set: PNG files under
+`images/`, conversations in `train.json` and `validation.json`, and one question
+a line in `questions.jsonl`, asked about the validation pages. Every page is a
+receipt, a form, a sign or a plot. Its heading is large enough to be read when the
+page is shrunk to half its side; its lines are printed so small that they blur there.
+Questions are therefore split into those about the small print, `HIRES_CATEGORIES`,
+and the others, `LOWRES_CATEGORIES`.
+
+Chance, the best answer that ignores the page: `read_small` 1/100;
+`transcribe_small` 1/800, of a bar 1/7; `where_small` 1/3, on a sign 2/3;
+`read_large` 1/8, of a number 1/100; `where_large` 1/4, of a bar 0.36; `count` 1/3,
+on a sign 1/2.
+
+    python -m lmm_jax.data.documents --out=DIR --train=N --validation=M --seed=S
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ProcessPoolExecutor
+import contextlib
+import dataclasses
+import functools
+import io
+import json
+import multiprocessing
+import os
+import pathlib
+import random
+from typing import Any
+import zlib
+
+from absl import app, flags
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+VERSION = 3
+SIZE = 64
+TURNS = 3
+HIRES_CATEGORIES = ("read_small", "transcribe_small", "where_small")
+LOWRES_CATEGORIES = ("read_large", "where_large", "count")
+TITLES = ("SALE", "OPEN", "EXIT", "STOP", "TAXI", "BANK", "CAFE", "POST")
+CORNERS = ("top left", "top right", "bottom left", "bottom right")
+# Keys of one kind have one length, so that a blurred line does not betray its key.
+_ITEMS = ("tax", "fee", "sum", "due", "box", "row", "day", "age")
+_DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+KEYS = {"receipt": _ITEMS, "form": _ITEMS, "sign": _ITEMS, "plot": _DAYS}
+LINES = {"receipt": (2, 3), "form": (2, 3), "sign": (1, 2), "plot": (2, 4)}
+_HELD_OUT = 8  # One page in so many, picked by its contents, is for validation.
+_WORTH_WORKERS = 400  # Fewer pages are drawn sooner than processes start.
+
+
+@dataclasses.dataclass(frozen=True)
+class Page:
+    """What one page says.
+
+    `rows` are the `(key, value)` of the small lines from the top, or of a plot the
+    label and the height of the bars from the left. Only a sign has a large `number`
+    and a mark in a `corner`.
+    """
+
+    kind: str
+    title: str
+    rows: tuple[tuple[str, str], ...]
+    number: str = ""
+    corner: str = ""
+
+    @property
+    def held_out(self) -> bool:
+        """Whether the page's contents belong to the validation split."""
+        return zlib.crc32(repr(self).encode()) % _HELD_OUT == 0
+
+
+def sample_page(rng: random.Random, *, held_out: bool) -> Page:
+    """Draws the contents of a page of the wanted split."""
+    while True:
+        kind = rng.choice(tuple(KEYS))
+        title = rng.choice(TITLES)
+        count = rng.randint(*LINES[kind])
+        keys = rng.sample(KEYS[kind], count)
+        if kind == "plot":
+            values = [str(v) for v in rng.sample(range(1, 7), count)]
+        else:
+            values = [f"{rng.randrange(100):02d}" for _ in keys]
+        page = Page(kind, title, tuple(zip(keys, values)))
+        if kind == "sign":
+            extra = {"number": f"{rng.randrange(100):02d}"}
+            page = dataclasses.replace(page, **extra, corner=rng.choice(CORNERS))
+        if page.held_out == held_out:
+            return page
+
+
+def questions(page: Page) -> list[tuple[str, str, str]]:
+    """Every `(category, question, answer)` about a page; each stands alone.
+
+    The last asks for everything at once: a lesson, too long to be a test.
+    """
+    plot = page.kind == "plot"
+    part = "bar" if plot else "line"
+    found = [
+        ("read_large", "What is the title?", page.title),
+        ("count", f"How many {part}s?", str(len(page.rows))),
+    ]
+    if plot:
+        heights = [value for _, value in page.rows]  # one digit each
+        tallest = heights.index(max(heights)) + 1
+        found.append(("where_large", "Which bar is tallest?", str(tallest)))
+    if page.kind == "sign":
+        found.append(("where_large", "Where is the mark?", page.corner))
+        found.append(("read_large", "What is the number?", page.number))
+    printed = [key if plot else f"{key} {value}" for key, value in page.rows]
+    for place, (key, value) in enumerate(page.rows, start=1):
+        found.append(("where_small", f"Where is {key}?", str(place)))
+        if not plot:
+            found.append(("read_small", f"What is {key}?", value))
+        said = printed[place - 1]
+        found.append(("transcribe_small", f"Read {part} {place}.", said))
+    every = " ".join(filter(None, [page.title, page.number, *printed]))
+    return [*found, ("transcribe_small", "Read all.", every)]
+
+
+@functools.cache
+def _font(name: str, pixels: int) -> ImageFont.FreeTypeFont:
+    path = pathlib.Path(matplotlib.get_data_path(), "fonts", "ttf", name)
+    return ImageFont.truetype(str(path), pixels)
+
+
+def render(page: Page, rng: random.Random, size: int = SIZE) -> Image.Image:
+    """Draws a page as an RGB image of `size` pixels a side.
+
+    Lines are double-spaced. In a quarter of the page's area, where hi-res tokens of one
+    place are added up, there is then one word to read and not two.
+    """
+    scale = size / SIZE
+    paper, ink = rng.randint(225, 250), rng.randint(0, 50)
+    image = Image.new("L", (size, size), paper)
+    draw = ImageDraw.Draw(image)
+    large = _font("DejaVuSans-Bold.ttf", round(15 * scale))
+    small = _font("DejaVuSans.ttf", round(7 * scale))
+    gray = (ink + 2 * paper) // 3
+
+    def at(x: float, y: float) -> tuple[int, int]:
+        return round(x * scale), round(y * scale)
+
+    def text(x: float, y: float, words: str, font=small) -> None:
+        draw.text(at(x, y), words, font=font, fill=ink, anchor="ls")
+
+    def box(x: float, y: float, right: float, bottom: float, **paint) -> None:
+        draw.rectangle((*at(x, y), *at(right, bottom)), **paint)
+
+    # Only the heading is shaken: small print on a grid is learnt sooner.
+    text(3 + rng.randint(-2, 2), 14 + rng.randint(-1, 1), page.title, large)
+    if page.kind == "sign":
+        text(24 + rng.randint(-2, 2), 30, page.number, large)
+        left, top = (
+            2 + 54 * ("right" in page.corner),
+            18 + 38 * ("bottom" in page.corner),
+        )
+        box(left, top, left + 5, top + 5, fill=ink)
+    elif page.kind == "plot":
+        draw.line((*at(1, 47), *at(62, 47)), fill=ink)
+    first = 2 if page.kind == "sign" else 1
+    for line, (key, value) in enumerate(page.rows):
+        x, y = 16 * line, 16 * (first + line)
+        if page.kind == "plot":
+            box(x + 3, 46 - 5 * int(value), x + 12, 46, fill=gray)
+            text(x + 1, 55, key)
+            continue
+        if page.kind == "form":
+            box(32, y + 10, 44, y + 11, fill=gray)
+        elif page.kind == "receipt":
+            box(1, y + 12, 62, y + 12, fill=gray)
+        text(1, y + 7, key)
+        text(32, y + 7, value)
+    tint = np.array([1.0, rng.uniform(0.96, 1), rng.uniform(0.9, 1)])
+    return Image.fromarray((np.asarray(image)[..., None] * tint).astype(np.uint8))
+
+
+def conversation(
+    page: Page, rng: random.Random, turns: int = TURNS
+) -> list[tuple[str, str, str]]:
+    """Draws the turns of a page's training conversation.
+
+    Every other page is transcribed, which is the densest lesson in reading: each of its
+    words is at the same distance from the answer. The others are asked `turns` questions
+    in random order. The two never meet, as answers could be copied from a transcript.
+    """
+    *rest, every = questions(page)
+    if rng.random() < 0.5:
+        return [every]
+    return rng.sample(rest, min(turns, len(rest)))
+
+
+def turns(directory: str | os.PathLike[str]) -> list[tuple[str, str]]:
+    """(question, answer) pairs of the training conversations, to fit a tokenizer."""
+    records = json.loads((pathlib.Path(directory) / "train.json").read_text())
+    spoken = [[turn["value"] for turn in r["conversations"]] for r in records]
+    return [pair for said in spoken for pair in zip(said[::2], said[1::2])]
+
+
+def _write(path: pathlib.Path, content: bytes) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)
+
+
+def _write_page(
+    index: int, *, directory: pathlib.Path, split: str, seed: int, size: int
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Writes one image; returns its conversation and its evaluation questions."""
+    rng = random.Random(f"{seed}/{split}/{index}")
+    page = sample_page(rng, held_out=split == "validation")
+    name, buffer = f"{split}_{index:06d}", io.BytesIO()
+    render(page, rng, size).save(buffer, "PNG")
+    _write(directory / "images" / f"{name}.png", buffer.getvalue())
+    turns = []
+    for _, question, answer in conversation(page, rng):
+        turns.append({"from": "human", "value": question})
+        turns.append({"from": "gpt", "value": answer})
+    turns[0]["value"] = "<image>\n" + turns[0]["value"]
+    image = f"images/{name}.png"
+    asked = []
+    for category, text, answer in questions(page)[:-1]:
+        which = {"question_id": f"{name}_{len(asked)}", "image": image, "text": text}
+        asked.append({**which, "category": category, "answers": [answer]})
+    return {"id": name, "image": image, "conversations": turns}, asked
+
+
+def generate(
+    directory: str | os.PathLike[str],
+    *,
+    train: int,
+    validation: int,
+    seed: int,
+    size: int = SIZE,
+    workers: int | None = None,
+) -> pathlib.Path:
+    """Writes a set of pages into a directory, or finds it complete and leaves it.
+
+    Args:
+      directory: made when missing; also what is returned.
+      train, validation: pages of each split; no contents are in both.
+      seed: what the set depends on, beside its sizes.
+      size: side of the pages in pixels; half of it loses the small print.
+      workers: processes to draw with; by default one a core.
+
+    Raises:
+      ValueError: for impossible sizes, or when the directory holds another set.
+      OSError: if the directory cannot be written.
+    """
+    if min(train, validation) < 1 or size < SIZE:
+        raise ValueError(
+            f"a set needs pages in both splits, {SIZE} pixels or more a side: "
+            f"got train={train}, validation={validation}, size={size}"
+        )
+    splits = {"train": train, "validation": validation}
+    wanted = {"version": VERSION, "seed": seed, "size": size, **splits}
+    root = pathlib.Path(directory)
+    manifest = root / "manifest.json"
+    if manifest.is_file():
+        found = json.loads(manifest.read_text())
+        if found != wanted:
+            raise ValueError(f"{root} holds the set {found}, not {wanted}: delete it")
+        return root
+    try:
+        (root / "images").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"cannot write documents to {root}: {error}") from error
+    workers = workers or os.cpu_count() or 1
+    context = multiprocessing.get_context("spawn")  # forking a started JAX can hang
+    few = workers == 1 or train + validation < _WORTH_WORKERS
+    pool = None if few else ProcessPoolExecutor(workers, mp_context=context)
+    with pool or contextlib.nullcontext():
+        each = functools.partial(pool.map, chunksize=64) if pool else map
+        for split, count in splits.items():
+            write = functools.partial(
+                _write_page, directory=root, split=split, seed=seed, size=size
+            )
+            pages = list(each(write, range(count)))
+            text = json.dumps([record for record, _ in pages])
+            _write(root / f"{split}.json", text.encode())
+    asked = [json.dumps(question) for _, found in pages for question in found]
+    _write(root / "questions.jsonl", "\n".join([*asked, ""]).encode())
+    # Written last: its presence says that everything above is complete.
+    _write(manifest, json.dumps(wanted).encode())
+    return root
+
+
+def main(_: list[str]) -> None:
+    given = flags.FLAGS.flag_values_dict()
+    names = ("train", "validation", "seed", "size")
+    print(generate(given["out"], **{name: given[name] for name in names}))
+
+
+if __name__ == "__main__":
+    # Defined here, not above, as other commands have flags of the same names.
+    flags.DEFINE_string("out", None, "Where to write the set.", required=True)
+    flags.DEFINE_integer("train", 8000, "Training pages.", lower_bound=1)
+    flags.DEFINE_integer("validation", 100, "Validation pages.", lower_bound=1)
+    flags.DEFINE_integer("seed", 0, "What the set is drawn from.")
+    flags.DEFINE_integer("size", SIZE, "Side of the pages, pixels.", lower_bound=SIZE)
+    app.run(main)

@@ -1,0 +1,126 @@
+"""Eight virtual devices compute what one computes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from lmm_jax import experiment, train
+from lmm_jax.models import lmm
+from lmm_jax.parallel.axes import Axes
+from lmm_jax.parallel.mesh import MeshConfig, make_mesh
+from tests.small import small_config
+from tests.tiny import Tiny
+
+MESHES = {
+    "one": (1, 1, 1),
+    "fsdp": (1, 8, 1),
+    "fsdp x tensor": (1, 4, 2),
+    "data x fsdp x tensor": (2, 2, 2),
+}
+
+
+def on_mesh(config, mesh: str) -> experiment.Experiment:
+    sizes = MESHES[mesh]
+    config.mesh = dict(zip(("data", "fsdp", "tensor"), sizes))
+    return experiment.build(config, tuple(jax.devices()[: math.prod(sizes)]))
+
+
+def step(tmp_path, mesh: str, strategy: str = "deepstack", **changes):
+    """One update on a mesh: (parameters before, after, scalars), on the host."""
+    config = small_config(tmp_path, strategy, **changes)
+    config.optim.clip = None
+    config.optim.lr = 1.0
+    config.optim.eps = (
+        1.0  # Adam's first step is then g / (|g| + 1): nearly linear in g
+    )
+    config.optim.warmup_ratio, config.optim.weight_decay = 0.0, 0.0
+    exp = on_mesh(config, mesh)
+    parts = train.make_parts(exp)
+    state, frozen = train.initial_state(exp, parts)
+    before = jax.device_get(state.learning)
+    tiny = Tiny.make()
+    plan = parts.model.plan
+    tiny = dataclasses.replace(tiny, geometry=plan.geometry)
+    batch = tiny.batch(tiny.plan(plan.edits), rows=8)
+    state, scalars = parts.update(state, frozen, exp.place(batch))
+    return before, jax.device_get(state.learning), jax.device_get(scalars)
+
+
+@pytest.mark.parametrize("strategy", ["deepstack", "fastv"])
+@pytest.mark.parametrize("mesh", [m for m in MESHES if m != "one"])
+def test_same_loss_and_gradients_as_one_device(mesh, strategy, tmp_path):
+    _, one, scalars = step(tmp_path, "one", strategy)
+    _, many, others = step(tmp_path, mesh, strategy)
+    np.testing.assert_allclose(others["loss"], scalars["loss"], rtol=1e-5)
+    np.testing.assert_allclose(others["grad_norm"], scalars["grad_norm"], rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), many, one)
+
+
+def test_accumulation_is_exact_with_unequal_token_counts(tmp_path):
+    _, whole, scalars = step(tmp_path, "one")
+    before, parts, others = step(tmp_path, "one", accumulate=4)
+    for name in ("loss", "tokens", "accuracy", "grad_norm"):
+        np.testing.assert_allclose(others[name], scalars[name], rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), parts, whole)
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), before, parts)
+    assert max(jax.tree.leaves(moved)) > 1e-3
+
+
+def test_parameters_are_really_sharded(tmp_path):
+    exp = on_mesh(small_config(tmp_path), "fsdp x tensor")
+    state, _ = train.initial_state(exp, train.make_parts(exp))
+    shards = {
+        "q": (state.learning["language"]["stack"]["layers"]["q"]["kernel"], 8),
+        "embed": (state.learning["language"]["embed"]["table"], 8),
+        "up": (state.learning["language"]["stack"]["layers"]["up"]["kernel"], 8),
+    }
+    for name, (array, count) in shards.items():
+        held = array.addressable_shards[0].data.size
+        assert held * count == array.size, name
+    mu = state.opt_state[1][0].mu["language"]["embed"]["table"]
+    assert mu.sharding == state.learning["language"]["embed"]["table"].sharding
+
+
+def test_cuts_add_no_collectives(tmp_path):
+    """Rows of a cut are per example: FastV moves nothing between devices."""
+
+    def collectives(strategy):
+        exp = on_mesh(small_config(tmp_path, strategy), "fsdp")
+        axes, model = exp.axes, exp.model(train=False)
+        batch = lmm.abstract_batch(model, 8)
+        placed = {
+            name: jax.ShapeDtypeStruct(
+                x.shape, x.dtype, sharding=axes.sharding("batch")
+            )
+            for name, x in batch.items()
+        }
+        run = jax.jit(lambda p, b: model.apply({"params": p}, b).state.hidden)
+        text = run.lower(exp.placed_params(model), placed).compile().as_text()
+        return set(
+            re.findall(r"(all-to-all|collective-permute|reduce-scatter)\(", text)
+        )
+
+    assert collectives("fastv") <= collectives("llava")
+
+
+@pytest.mark.parametrize(
+    "sizes", [MeshConfig(3, 1, 1), MeshConfig(-1, -1, 1), MeshConfig(2, 2, 1)]
+)
+def test_impossible_meshes_are_refused(sizes):
+    with pytest.raises(ValueError, match="does not fit 8 devices"):
+        make_mesh(sizes)
+
+
+def test_axes_that_do_not_divide_stay_whole():
+    axes = Axes(make_mesh(MeshConfig(1, 2, 4)))
+    assert axes.spec("embed kv_heads head_dim", (48, 2, 12)) == jax.P(
+        "fsdp", None, None
+    )
+    assert axes.spec("vocab embed", (128, 48)) == jax.P("tensor", "fsdp")
+    assert axes.spec("embed embed", (48, 48)) == jax.P("fsdp", None)

@@ -1,0 +1,391 @@
+"""The whole path: train, stop, resume, evaluate, generate; and every bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from lmm_jax import evaluate, experiment, runs, train
+from lmm_jax.checkpoint.state import CheckpointError
+from lmm_jax.data.pipeline import TooManyBadRecords
+from tests.small import small_config, write_config
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def losses(workdir) -> dict[int, float]:
+    lines = (Path(workdir) / "metrics.jsonl").read_text().splitlines()
+    return {row["step"]: row["train/loss"] for row in map(json.loads, lines)}
+
+
+def final(config) -> dict:
+    exp = experiment.build(config)
+    return jax.device_get(
+        runs.load_params(exp, exp.model(train=False), exp.config.workdir)
+    )
+
+
+def same(one, two) -> None:
+    jax.tree.map(np.testing.assert_array_equal, one, two)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run."""
+    config = small_config(tmp_path_factory.mktemp("whole"))
+    train.train(config)
+    return config
+
+
+def test_a_run_directory_explains_itself(whole):
+    workdir = Path(whole.workdir)
+    for name in ("config.json", "plan.txt", "versions.json", "training.json"):
+        assert (workdir / name).is_file(), name
+    assert (workdir / "tokenizer" / "tokenizer.json").is_file()
+    assert "+ deepstack[0:4]" in (workdir / "plan.txt").read_text()
+    assert runs.load_run(workdir).to_dict() == whole.to_dict()
+
+
+def test_it_overfits_a_few_examples(tmp_path):
+    config = small_config(tmp_path, steps=40)
+    config.documents.train, config.data.batch_size = 8, 8
+    config.checkpoint.every = 100
+    train.train(config)
+    curve = losses(config.workdir)
+    assert curve[40] < 0.5 * curve[1]
+
+
+def test_resuming_equals_no_interruption_bit_for_bit(whole, tmp_path, monkeypatch):
+    config = small_config(tmp_path)
+    interrupt(monkeypatch, at=5)  # the last checkpoint is that of step 3
+    with pytest.raises(KeyboardInterrupt):
+        train.train(config)
+    monkeypatch.undo()
+    train.train(config)
+    same(final(config), final(whole))
+    assert losses(config.workdir) == losses(whole.workdir)
+
+
+def interrupt(monkeypatch, at: int) -> None:
+    """Dies in the middle of a run, without any chance to clean up the state."""
+    real, count = train._next, iter(range(1, 1000))
+
+    def dying(*args):
+        if next(count) == at:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(train, "_next", dying)
+
+
+def test_resuming_on_another_mesh_continues_the_curve(whole, tmp_path, monkeypatch):
+    config = small_config(tmp_path)
+    config.mesh = dict(data=1, fsdp=4, tensor=2)
+    interrupt(monkeypatch, at=5)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(config)
+    monkeypatch.undo()
+    config.mesh = dict(data=8, fsdp=1, tensor=1)
+    train.train(config)
+    curve, expected = losses(config.workdir), losses(whole.workdir)
+    np.testing.assert_allclose(list(curve.values()), list(expected.values()), rtol=1e-4)
+
+
+def test_sigterm_saves_and_leaves(whole, tmp_path, monkeypatch):
+    config = small_config(tmp_path)
+    config.checkpoint.every = 100
+    real, count = train._next, iter(range(1, 1000))
+
+    def terminating(*args):
+        if next(count) == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*args)
+
+    monkeypatch.setattr(train, "_next", terminating)
+    with pytest.raises(SystemExit) as stop:
+        train.train(config)
+    assert stop.value.code == 143
+    monkeypatch.undo()
+    assert [p.name for p in Path(config.workdir, "checkpoints").iterdir()] == ["4"]
+    train.train(config)
+    same(final(config), final(whole))
+
+
+def test_frozen_parts_have_no_optimizer_state_and_do_not_move(tmp_path):
+    config = small_config(tmp_path, learn=("connector", "language/stack/layers[4:]"))
+    exp = experiment.build(config)
+    parts = train.make_parts(exp)
+    learning = parts.abstract_state.learning
+    assert set(learning) == {"connector", "language"}
+    assert learning["language"]["stack"]["layers"]["q"]["kernel"].shape[0] == 2
+    moments = sum(x.size for x in jax.tree.leaves(parts.abstract_state.opt_state))
+    learned = sum(x.size for x in jax.tree.leaves(learning))
+    assert moments < 2 * learned + 10
+    before, frozen = train.initial_state(exp, parts)
+    before = jax.device_get(
+        train.partition.join(before.learning, frozen, parts.selection)
+    )
+    train.train(config)
+    after = final(config)
+    same(after["vision"], before["vision"])
+    q = [p["language"]["stack"]["layers"]["q"]["kernel"] for p in (before, after)]
+    np.testing.assert_array_equal(q[0][:4], q[1][:4])
+    assert np.abs(q[0][4:] - q[1][4:]).max() > 0
+
+
+def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
+    config = small_config(tmp_path)
+    real, count = train._next, iter(range(1, 1000))
+
+    def poisoned(*args):
+        batch = dict(real(*args))
+        if next(count) == 5:
+            batch["loss_mask"] = batch["loss_mask"] * np.nan
+        return batch
+
+    monkeypatch.setattr(train, "_next", poisoned)
+    with pytest.raises(FloatingPointError, match="at step 5"):
+        train.train(config)
+    assert [p.name for p in Path(config.workdir, "checkpoints").iterdir()] == ["3"]
+
+
+def test_evaluation_puts_cost_beside_accuracy(whole):
+    records = evaluate.evaluate(experiment.build(whole))
+    written = json.loads((Path(whole.workdir) / "results.json").read_text())
+    wanted = {
+        "strategy",
+        "task",
+        "metric",
+        "value",
+        "examples",
+        "steps",
+        "seconds",
+        "visual_tokens",
+        "llm_tflops_per_example",
+    }
+    assert all(wanted <= set(record) for record in written)
+    total = next(r for r in records if r.category == "total")
+    assert (total.examples, total.steps, total.visual_tokens) == (12, 6, 16)
+    lines = (Path(whole.workdir) / "predictions" / "documents.jsonl").read_text()
+    assert len(lines.splitlines()) == 12
+
+
+def test_evaluation_takes_another_strategy_on_the_same_parameters(whole, tmp_path):
+    config = small_config(tmp_path, "fastv")
+    config.strategy = dict(fastv=dict(layer=2, keep=5), deepstack=dict())
+    config.image = whole.image
+    config.init.run = whole.workdir
+    config.documents, config.eval = whole.documents, whole.eval
+    records = evaluate.evaluate(experiment.build(config))
+    assert records[0].strategy == "deepstack+fastv"
+    assert records[0].visual_tokens_per_layer < 16
+
+
+def command(*arguments, **environment) -> subprocess.CompletedProcess:
+    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(REPOSITORY)}
+    return subprocess.run(
+        [sys.executable, "-m", *map(str, arguments)],
+        env={**os.environ, **flags, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_generate_answers_about_a_file(whole):
+    page = next(Path(whole.eval.images, "images").glob("validation*"))
+    done = command(
+        "lmm_jax.generate",
+        f"--config.workdir={whole.workdir}",
+        f"--image={page}",
+        "--prompt=What is the title?",
+        "--max_new_tokens=4",
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("\n")
+
+
+def test_kill_9_and_the_same_command_again(tmp_path):
+    """The real thing, in processes of their own."""
+    killed = small_config(tmp_path / "killed", steps=30)
+    whole = small_config(tmp_path / "whole", steps=30)
+    for name, config in (("killed", killed), ("whole", whole)):
+        (tmp_path / name).mkdir()
+        write_config(config, tmp_path / name / "config.py")
+    arguments = ("lmm_jax.train", f"--config={tmp_path}/killed/config.py")
+    env = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(REPOSITORY)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", *arguments],
+        env=env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    metrics = Path(killed.workdir) / "metrics.jsonl"
+    deadline = time.time() + 200
+    while not (metrics.is_file() and len(metrics.read_text().splitlines()) > 10):
+        assert process.poll() is None and time.time() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    again = command(*arguments)
+    assert again.returncode == 0, again.stderr
+    straight = command("lmm_jax.train", f"--config={tmp_path}/whole/config.py")
+    assert straight.returncode == 0, straight.stderr
+    same(final(killed), final(whole))
+
+
+def test_two_processes_train_like_one(tmp_path):
+    one = small_config(tmp_path / "one", steps=20)
+    two = small_config(tmp_path / "two", steps=20)
+    for name, config in (("one", one), ("two", two)):
+        (tmp_path / name).mkdir()
+        config.train.writers = ("jsonl",)
+        write_config(config, tmp_path / name / "config.py")
+    done = command("lmm_jax.train", f"--config={tmp_path}/one/config.py")
+    assert done.returncode == 0, done.stderr
+    with_port = free_port()
+    processes = []
+    for index in range(2):
+        environment = {
+            **os.environ,
+            "XLA_FLAGS": "",
+            "PYTHONPATH": str(REPOSITORY),
+            "JAX_PLATFORMS": "cpu",
+            "LMM_JAX_COORDINATOR": f"127.0.0.1:{with_port}",
+            "LMM_JAX_PROCESSES": "2",
+            "LMM_JAX_PROCESS_ID": str(index),
+        }
+        processes.append(
+            subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "lmm_jax.train",
+                    f"--config={tmp_path}/two/config.py",
+                ],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    for process in processes:
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output[-2000:]
+    ours, theirs = losses(two.workdir), losses(one.workdir)
+    assert list(ours) == list(theirs) == list(range(1, 21))
+    np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-4)
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+# --- Bad input ----------------------------------------------------------------------
+
+
+def refused(config, says: str, error=ValueError) -> None:
+    with pytest.raises(error, match=says):
+        train.train(config)
+
+
+def test_unknown_strategy_and_argument(tmp_path):
+    config = small_config(tmp_path)
+    config.strategy = dict(deepstak=dict())
+    refused(config, "'deepstak' does not exist; there are .*deepstack")
+
+
+def test_a_layer_out_of_range(tmp_path):
+    config = small_config(tmp_path, "fastv")
+    config.strategy = dict(fastv=dict(layer=6, keep=4))
+    refused(config, r"fastv.layer=6.*use 1..5")
+
+
+def test_unknown_config_key(tmp_path):
+    config = small_config(tmp_path)
+    config.model.lenguage = "x"
+    refused(config, "model.lenguage does not exist .did you mean 'language'")
+
+
+def test_a_workdir_of_another_run(whole, tmp_path):
+    config = small_config(tmp_path, "llava")
+    config.workdir = whole.workdir
+    refused(config, "holds a run with strategy=.*choose another --config.workdir")
+
+
+def test_a_checkpoint_of_another_model(whole, tmp_path):
+    config = small_config(tmp_path)
+    config.model.vision = "quickstart-vit"
+    config.init.run = whole.workdir
+    refused(config, "another model", CheckpointError)
+
+
+def test_a_run_that_is_none(tmp_path):
+    config = small_config(tmp_path)
+    config.init.run = str(tmp_path)
+    refused(config, "holds no config.json: give the work directory")
+
+
+def test_an_unwritable_workdir(tmp_path):
+    config = small_config(tmp_path)
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    config.workdir = str(blocked / "run")
+    refused(config, "cannot write to workdir .*choose another")
+
+
+def test_bad_records_are_skipped_named_and_limited(tmp_path, caplog):
+    config = small_config(tmp_path, steps=6)
+    experiment.prepare_data(experiment.build(config))
+    pages = Path(config.documents.directory)
+    path = pages / "train.json"
+    records = json.loads(path.read_text())
+    broken = (pages / records[3]["image"]).read_bytes()
+    (pages / records[3]["image"]).write_bytes(broken[: len(broken) // 2])
+    records[5]["image"] = "images/not-there.png"
+    del records[7]["conversations"]
+    path.write_text(json.dumps(records))
+    train.train(config)  # 3 bad records are allowed, and 6 x 8 samples show all
+    said = caplog.text
+    for index in (3, 5, 7):
+        assert f"train.json[{index}]" in said
+    assert "not-there.png" in said
+
+    del records[9]["conversations"]
+    path.write_text(json.dumps(records))
+    limited = small_config(tmp_path / "limited")
+    limited.documents, limited.data = config.documents, config.data
+    refused(limited, r"4 bad records, 3 allowed", TooManyBadRecords)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--config={file}", "--config.model.lenguage=x"], "Did you mean"),
+        (["--config={file}", "--config.train.steps=many"], "steps"),
+        (["--config={folder}/absent.py"], "absent.py"),
+        (["--config.workdir={folder}"], "holds no config.json"),
+        ([], "no config: give --config=FILE"),
+    ],
+)
+def test_commands_fail_with_one_message(arguments, says, tmp_path):
+    file = write_config(small_config(tmp_path), tmp_path / "config.py")
+    filled = [a.format(file=file, folder=tmp_path) for a in arguments]
+    done = command("lmm_jax.train", *filled)
+    assert done.returncode == 1
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("error:") == 1
