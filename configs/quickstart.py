@@ -29,7 +29,7 @@ def get_config(arg=None):
         tokenizer=f"{folder}/tokenizer",
         template="short",
         prefix=0,
-        suffix=48,
+        suffix=60,
         truncate=False,
     )
     c.data.sources = (dict(path=f"{folder}/train.json", images=folder),)

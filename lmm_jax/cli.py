@@ -15,6 +15,7 @@ from ml_collections import config_flags
 
 from lmm_jax import run_config
 from lmm_jax.parallel.mesh import start_processes
+from lmm_jax.runs import load_run
 
 _WORKDIR = "--config.workdir"
 
@@ -66,11 +67,19 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 
 def _default_config(argv: list[str]) -> str | None:
-    for i, word in enumerate(argv):
-        if word.startswith(_WORKDIR + "="):
-            return f"{run_config.__file__}:{word.partition('=')[2]}"
-        if word == _WORKDIR and i + 1 < len(argv):
-            return f"{run_config.__file__}:{argv[i + 1]}"
+    """The config of the run in `--config.workdir`, unless a file is given."""
+    if any(word.startswith(("--config=", "-config=")) for word in argv):
+        return None
+    words = iter(argv)
+    for word in words:
+        name, equals, workdir = word.partition("=")
+        if name == _WORKDIR:
+            workdir = workdir if equals else next(words, "")
+            try:
+                load_run(workdir)  # a flag's own error would come with a traceback
+            except ValueError as error:
+                _fail(str(error))
+            return f"{run_config.__file__}:{workdir}"
     return None
 
 

@@ -60,7 +60,7 @@ def llava(
         prefetch=4,
         max_skipped=1000,
     )
-    c.documents = ml_collections.config_dict.placeholder(dict)
+    c.documents = None
     c.optim = dict(
         lr=1e-3 if pretrain else 2e-5,
         warmup_ratio=0.03,

@@ -377,11 +377,16 @@ def main(argv: list[str], config: ml_collections.ConfigDict) -> None:
 
 def next_commands(exp: Experiment, workdir: Path) -> str:
     """What a user may want to type now."""
-    page = exp.config.eval.images or "."
+    image, question = "FILE", "What is in the picture?"
+    if exp.config.eval.questions:
+        asked = pipeline.read_questions(
+            exp.config.eval.questions, exp.config.eval.images
+        )
+        image, question = asked[0].images[0], asked[0].text
     return f"""
 results     {workdir}/results.json, metrics.jsonl, plan.txt
-ask it      python -m lmm_jax.generate --config.workdir={workdir} --image={page}/FILE \\
-                --prompt="What is the title?"
+ask it      python -m lmm_jax.generate --config.workdir={workdir} \\
+                --image={image} --prompt="{question}"
 evaluate    python -m lmm_jax.evaluate --config.workdir={workdir}
 its depth   python -m lmm_jax.depth.plan --config.workdir={workdir}
 curves      tensorboard --logdir={workdir}"""

@@ -4,14 +4,13 @@ A set is a folder that looks like any LLaVA-format data set: PNG files under
 `images/`, conversations in `train.json` and `validation.json`, and one question
 a line in `questions.jsonl`, asked about the validation pages. Every page is a
 receipt, a form, a sign or a plot. Its heading is large enough to be read when the
-page is shrunk to half its side; its lines are printed so small that they blur there.
-Questions are therefore split into those about the small print, `HIRES_CATEGORIES`,
-and the others, `LOWRES_CATEGORIES`.
+page is shrunk to half its side; its lines are printed so small, on grainy paper, that
+they blur there.
+Questions are therefore split into those about the small print, `HIRES_CATEGORIES`, and
+the others, `LOWRES_CATEGORIES`.
 
-Chance, the best answer that ignores the page: `read_small` 1/100;
-`transcribe_small` 1/800, of a bar 1/7; `where_small` 1/3, on a sign 2/3;
-`read_large` 1/8, of a number 1/100; `where_large` 1/4, of a bar 0.36; `count` 1/3,
-on a sign 1/2.
+Chance, the best answer that ignores the page: `read_small` 0.08; `transcribe_small` 0.002;
+`count_small` 0.50; `read_large` 0.11; `where_large` 0.27; `count_large` 0.34.
 
     python -m lmm_jax.data.documents --out=DIR --train=N --validation=M --seed=S
 """
@@ -36,11 +35,11 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-VERSION = 3
+VERSION = 5
 SIZE = 64
 TURNS = 3
-HIRES_CATEGORIES = ("read_small", "transcribe_small", "where_small")
-LOWRES_CATEGORIES = ("read_large", "where_large", "count")
+HIRES_CATEGORIES = ("read_small", "transcribe_small", "count_small")
+LOWRES_CATEGORIES = ("read_large", "where_large", "count_large")
 TITLES = ("SALE", "OPEN", "EXIT", "STOP", "TAXI", "BANK", "CAFE", "POST")
 CORNERS = ("top left", "top right", "bottom left", "bottom right")
 # Keys of one kind have one length, so that a blurred line does not betray its key.
@@ -48,6 +47,7 @@ _ITEMS = ("tax", "fee", "sum", "due", "box", "row", "day", "age")
 _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 KEYS = {"receipt": _ITEMS, "form": _ITEMS, "sign": _ITEMS, "plot": _DAYS}
 LINES = {"receipt": (2, 3), "form": (2, 3), "sign": (1, 2), "plot": (2, 4)}
+GRAIN = 16  # of the paper; small print must be lost in it at half the side
 _HELD_OUT = 8  # One page in so many, picked by its contents, is for validation.
 _WORTH_WORKERS = 400  # Fewer pages are drawn sooner than processes start.
 
@@ -99,24 +99,22 @@ def questions(page: Page) -> list[tuple[str, str, str]]:
     """
     plot = page.kind == "plot"
     part = "bar" if plot else "line"
+    how_many = "count_large" if plot else "count_small"
     found = [
         ("read_large", "What is the title?", page.title),
-        ("count", f"How many {part}s?", str(len(page.rows))),
+        (how_many, f"How many {part}s?", str(len(page.rows))),
     ]
-    if plot:
-        heights = [value for _, value in page.rows]  # one digit each
-        tallest = heights.index(max(heights)) + 1
-        found.append(("where_large", "Which bar is tallest?", str(tallest)))
     if page.kind == "sign":
         found.append(("where_large", "Where is the mark?", page.corner))
         found.append(("read_large", "What is the number?", page.number))
     printed = [key if plot else f"{key} {value}" for key, value in page.rows]
     for place, (key, value) in enumerate(page.rows, start=1):
-        found.append(("where_small", f"Where is {key}?", str(place)))
+        found.append(("read_small", f"What is the word of {part} {place}?", key))
         if not plot:
-            found.append(("read_small", f"What is {key}?", value))
-        said = printed[place - 1]
-        found.append(("transcribe_small", f"Read {part} {place}.", said))
+            found.append(("read_small", f"What is the number of line {place}?", value))
+            found.append(
+                ("transcribe_small", f"Read line {place}.", printed[place - 1])
+            )
     every = " ".join(filter(None, [page.title, page.number, *printed]))
     return [*found, ("transcribe_small", "Read all.", every)]
 
@@ -130,15 +128,15 @@ def _font(name: str, pixels: int) -> ImageFont.FreeTypeFont:
 def render(page: Page, rng: random.Random, size: int = SIZE) -> Image.Image:
     """Draws a page as an RGB image of `size` pixels a side.
 
-    Lines are double-spaced. In a quarter of the page's area, where hi-res tokens of one
+    Lines are double-spaced: in a quarter of the page's area, where hi-res tokens of one
     place are added up, there is then one word to read and not two.
     """
     scale = size / SIZE
-    paper, ink = rng.randint(225, 250), rng.randint(0, 50)
+    paper, ink = rng.randint(205, 225), rng.randint(0, 40)
     image = Image.new("L", (size, size), paper)
     draw = ImageDraw.Draw(image)
     large = _font("DejaVuSans-Bold.ttf", round(15 * scale))
-    small = _font("DejaVuSans.ttf", round(7 * scale))
+    small = _font("DejaVuSans.ttf", round(6 * scale))
     gray = (ink + 2 * paper) // 3
 
     def at(x: float, y: float) -> tuple[int, int]:
@@ -147,8 +145,8 @@ def render(page: Page, rng: random.Random, size: int = SIZE) -> Image.Image:
     def text(x: float, y: float, words: str, font=small) -> None:
         draw.text(at(x, y), words, font=font, fill=ink, anchor="ls")
 
-    def box(x: float, y: float, right: float, bottom: float, **paint) -> None:
-        draw.rectangle((*at(x, y), *at(right, bottom)), **paint)
+    def box(x: float, y: float, right: float, bottom: float, tone: int) -> None:
+        draw.rectangle((*at(x, y), *at(right, bottom)), fill=tone)
 
     # Only the heading is shaken: small print on a grid is learnt sooner.
     text(3 + rng.randint(-2, 2), 14 + rng.randint(-1, 1), page.title, large)
@@ -158,24 +156,26 @@ def render(page: Page, rng: random.Random, size: int = SIZE) -> Image.Image:
             2 + 54 * ("right" in page.corner),
             18 + 38 * ("bottom" in page.corner),
         )
-        box(left, top, left + 5, top + 5, fill=ink)
+        box(left, top, left + 5, top + 5, ink)
     elif page.kind == "plot":
-        draw.line((*at(1, 47), *at(62, 47)), fill=ink)
+        box(1, 47, 62, 47, ink)
     first = 2 if page.kind == "sign" else 1
     for line, (key, value) in enumerate(page.rows):
         x, y = 16 * line, 16 * (first + line)
         if page.kind == "plot":
-            box(x + 3, 46 - 5 * int(value), x + 12, 46, fill=gray)
+            box(x + 3, 46 - 5 * int(value), x + 12, 46, gray)
             text(x + 1, 55, key)
             continue
-        if page.kind == "form":
-            box(32, y + 10, 44, y + 11, fill=gray)
-        elif page.kind == "receipt":
-            box(1, y + 12, 62, y + 12, fill=gray)
         text(1, y + 7, key)
         text(32, y + 7, value)
+    if page.kind == "receipt":
+        box(1, 60, 62, 60, gray)
+    elif page.kind == "form":
+        box(0, 15, 0, 63, gray)
+    grain = np.random.default_rng(rng.getrandbits(32)).normal(0, GRAIN, (size, size))
+    pixels = np.asarray(image, float) + grain
     tint = np.array([1.0, rng.uniform(0.96, 1), rng.uniform(0.9, 1)])
-    return Image.fromarray((np.asarray(image)[..., None] * tint).astype(np.uint8))
+    return Image.fromarray((pixels.clip(0, 255)[..., None] * tint).astype(np.uint8))
 
 
 def conversation(

@@ -1,0 +1,99 @@
+"""Every config at its real size, without its memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from lmm_jax import experiment, train
+from lmm_jax.decode import Generator
+from lmm_jax.depth import Cut, Layer, Scan
+from lmm_jax.models import lmm, specs
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+ONE = (jax.devices()[0],)
+
+
+def get_config(name: str, argument: str = ""):
+    spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(argument)
+
+
+def build(name: str, argument: str = "") -> experiment.Experiment:
+    return experiment.build(get_config(name, argument), ONE)
+
+
+def traced_update(exp):
+    parts = train.make_parts(exp)
+    batch = lmm.abstract_batch(parts.model, 2)
+    return parts, parts.update.trace(parts.abstract_state, parts.abstract_frozen, batch)
+
+
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [
+        ("deepstack", "lm=vicuna-7b"),
+        ("deepstack", "lm=vicuna-13b"),
+        ("fastv", "lm=vicuna-7b"),
+        ("llava", "lm=vicuna-7b,stage=pretrain"),
+        ("llava_hires", ""),
+        ("average_pool", ""),
+        ("baselines", "strategy=random"),
+        ("compose", ""),
+        ("quickstart", ""),
+        *(("quickstart", f"strategy={s}") for s in ("llava", "llava_hires")),
+    ],
+)
+def test_a_train_step_and_generation_trace(name, argument):
+    exp = build(name, argument)
+    parts, traced = traced_update(exp)
+    state, scalars = traced.out_info
+    assert jax.tree.structure(state) == jax.tree.structure(parts.abstract_state)
+    assert scalars["loss"].shape == ()
+
+    model = exp.model(train=False)
+    params = exp.abstract_params(model)
+    batch = lmm.abstract_batch(model, 2)
+    answers = jax.eval_shape(Generator(model, 8, end=2), params, batch)
+    assert answers.shape == (2, 8) and answers.dtype == jnp.int32
+
+
+def loops(text: str) -> int:
+    return text.count("stablehlo.while")
+
+
+@pytest.mark.parametrize("name", ["llava", "deepstack", "fastv", "compose"])
+def test_one_loop_per_scan_of_the_plan_whatever_the_depth(name):
+    """Program size does not grow with depth: 7B's 32 layers and 12 give the same."""
+    sizes = []
+    for depth in (12, 32):
+        exp = build(name)
+        language = dataclasses.replace(exp.spec.language, depth=depth)
+        spec = dataclasses.replace(exp.spec, language=language)
+        exp.__dict__["spec"] = spec  # the cached sizes
+        model = exp.model(train=False)
+        params = exp.abstract_params(model)
+        batch = lmm.abstract_batch(model, 1)
+
+        def run(params, batch, model=model):
+            return model.apply({"params": params}, batch).state.hidden
+
+        text = jax.jit(run).lower(params, batch).as_text()
+        steps = (*model.plan.vision, *model.plan.language)
+        scans = [step for step in steps if isinstance(step, Scan)]
+        assert loops(text) == len(scans)
+        sizes.append(text.count("\n"))
+        assert all(isinstance(s, Scan | Layer | Cut) for s in steps)
+    assert abs(sizes[1] - sizes[0]) < 0.03 * sizes[0]  # a slice more or less
+
+
+def test_named_specs_agree_with_their_names():
+    with pytest.raises(ValueError, match=r"not a named size; use one of .*vicuna-7b"):
+        specs.named("language", "vicuna-8b")
