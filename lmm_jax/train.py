@@ -260,16 +260,17 @@ def train(config: ml_collections.ConfigDict) -> Path:
             return
         at, scalars = done
         values = metrics.tagged("train", scalars) | rates.tick(at)
-        values["train/learning_rate"] = float(parts.schedule(at - 1))
         if chief:
             shown.show(at, values)
             if at % settings.log_every == 0 or at == settings.steps:
+                values["train/learning_rate"] = float(parts.schedule(at - 1))
                 writers.write(at, values)
 
     def save():
         report(late.flush())  # a state that led to NaN must not become a checkpoint
         meta = {"seconds": seconds(), "skipped": sorted(ledger.reasons)}
         checkpoints.save(step, state, data_iterator=batches, meta=meta)
+        rates.pause()  # the wait is not training speed
 
     try:
         while step < settings.steps:
