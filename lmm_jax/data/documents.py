@@ -35,7 +35,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-VERSION = 6
+VERSION = 7
 SIZE = 64
 TURNS = 3
 HIRES_CATEGORIES = ("read_small", "transcribe_small", "count_small")
@@ -47,7 +47,7 @@ _ITEMS = ("tax", "fee", "sum", "due", "box", "row", "day", "age")
 _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 KEYS = {"receipt": _ITEMS, "form": _ITEMS, "sign": _ITEMS, "plot": _DAYS}
 LINES = {"receipt": (2, 3), "form": (2, 3), "sign": (1, 2), "plot": (2, 4)}
-GRAIN = 12  # of the paper; fine print must be lost in it at half the side
+GRAIN = 4  # of the paper, in grey levels
 _HELD_OUT = 8  # One page in so many, picked by its contents, is for validation.
 _WORTH_WORKERS = 400  # Fewer pages are drawn sooner than processes start.
 
