@@ -75,16 +75,6 @@ _ROW_KEYS |= {"score", "category", "model_id", "metadata"}
 
 TASKS: tuple[Task, ...] = (
     Task(
-        name="documents",  # of lmm_jax.data.documents, or any file of that form
-        questions="data/documents/questions.jsonl",
-        images="data/documents",
-        suffix="",
-        max_new_tokens=24,
-        metrics={"exact_match": exact.score},
-        citation="",
-        protocol="lmm_jax",
-    ),
-    Task(
         name="gqa",
         questions="data/gqa/testdev_balanced.jsonl",
         images="data/gqa/images",
