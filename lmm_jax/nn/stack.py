@@ -155,16 +155,17 @@ class LayerStack(nn.Module):
             past = sight(place, run.place, causal=self.spec.causal)
 
             def body(x, xs, past=past):
-                layer, prompt, tail = xs
+                index, prompt = xs
+                # Indexed here and not sliced outside: a slice of the stack would be a
+                # copy of its weights in every decode step.
+                layer, tail = jax.tree.map(
+                    lambda p: jax.lax.dynamic_index_in_dim(p, index, keepdims=False),
+                    (self.layers, cache.tail),
+                )
                 parts = ((prompt, past), (tail, tail_sight))
                 return block.apply({"params": layer}, x, angles, own, parts)
 
-            rows = slice(step.start, step.stop)
-            xs = (
-                self._rows(rows),
-                run.keys,
-                jax.tree.map(lambda t, rows=rows: t[rows], cache.tail),
-            )
+            xs = (jnp.arange(step.start, step.stop), run.keys)
             hidden, keys = jax.lax.scan(
                 body, hidden, xs, unroll=self._unroll(step.stop - step.start)
             )
