@@ -27,7 +27,7 @@ setup(
         "orbax-checkpoint>=0.11.30",
         "pillow>=11",
         "rapidfuzz>=3.9",
-        "sentencepiece>=0.2",
+        "sentencepiece>=0.2.3",
         "tensorboardx>=2.6.2",
         "tensorflow-datasets>=4.9.8",
         "tokenizers>=0.21",
