@@ -76,24 +76,12 @@ class Tiny:
         """Row 0 has two images, row 1 one, row 2 none (repeating); lengths differ."""
         rng = np.random.default_rng(seed)
         g, per_image = plan.geometry, plan.tokens_per_image
-        side, text = SPEC.vision.image, g.prefix + g.suffix
-        arrays = {
-            "images": rng.integers(
-                0, 256, (rows, g.images, 1 + g.crops, side, side, 3), dtype=np.uint8
-            ),
-            "views": np.zeros((rows, g.images, 1 + g.crops), bool),
-            "grid": np.zeros((rows, g.images, 2), np.int32),
-            "tokens": rng.integers(3, SPEC.language.vocab, (rows, text), np.int32),
-            "positions": np.zeros((rows, text), np.int32),
-            "valid": np.zeros((rows, text), bool),
-            "segment": np.zeros((rows, text), np.int32),
-            "role": np.full((rows, text), Role.USER, np.int8),
-            "turn": np.zeros((rows, text), np.int32),
-            "loss_mask": np.zeros((rows, text), np.float32),
-            "visual_positions": np.zeros((rows, g.images * per_image), np.int32),
-            "visual_valid": np.zeros((rows, g.images * per_image), bool),
-            "visual_segment": np.zeros((rows, g.images * per_image), np.int32),
-        }
+        abstract = lmm.abstract_batch(lmm.LMM(SPEC, plan), rows)
+        arrays = {name: np.zeros(x.shape, x.dtype) for name, x in abstract.items()}
+        images, tokens = arrays["images"].shape, arrays["tokens"].shape
+        arrays["images"] = rng.integers(0, 256, images, dtype=np.uint8)
+        arrays["tokens"] = rng.integers(3, SPEC.language.vocab, tokens, np.int32)
+        arrays["role"][:] = Role.USER
         for row in range(rows):
             count = min((2, 1, 0)[row % 3], g.images)
             length = g.suffix - row % 3

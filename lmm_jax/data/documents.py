@@ -5,7 +5,7 @@ A set is a folder that looks like any LLaVA-format data set: PNG files under
 a line in `questions.jsonl`, asked about the validation pages. Every page is a
 receipt, a form, a sign or a plot. Its heading is large enough to be read when the
 page is shrunk to half its side; its lines are printed so small, on grainy paper, that
-they blur there.
+they blur there, though a network trained long enough still reads many of them.
 Questions are therefore split into those about the small print, `HIRES_CATEGORIES`, and
 the others, `LOWRES_CATEGORIES`.
 
@@ -243,7 +243,7 @@ def generate(
       directory: made when missing; also what is returned.
       train, validation: pages of each split; no contents are in both.
       seed: what the set depends on, beside its sizes.
-      size: side of the pages in pixels; half of it loses the small print.
+      size: side of the pages in pixels; at half of it the small print blurs.
       workers: processes to draw with; by default one a core.
 
     Raises:
