@@ -12,7 +12,7 @@ from lmm_jax.data.documents import HIRES_CATEGORIES, LOWRES_CATEGORIES
 
 
 def get_config(arg=None):
-    a = config.parse(arg, strategy="deepstack", steps=1200, seed=0)
+    a = config.parse(arg, strategy="deepstack", steps=2400, seed=0)
     c = presets.llava(language="quickstart-lm", vision="quickstart-vit")
     c.name = a.strategy
     c.workdir = f"runs/quickstart-{a.strategy}"
@@ -21,7 +21,9 @@ def get_config(arg=None):
         presets.hires_views(c, 4, grid="square")
     else:
         c.image.mode = "stretch"
-    c.strategy[a.strategy] = dict()
+    # Six layers: stacking starts with the first, so that enough are left to read.
+    arguments = dict(deepstack=dict(start=0))
+    c.strategy[a.strategy] = arguments.get(a.strategy, dict())
 
     folder = "data/quickstart"
     c.documents = dict(directory=folder, train=8000, validation=200, seed=0)
@@ -33,14 +35,14 @@ def get_config(arg=None):
         truncate=False,
     )
     c.data.sources = (dict(path=f"{folder}/train.json", images=folder),)
-    c.data.update(batch_size=32, seed=a.seed, workers=0, threads=2, max_skipped=10)
+    c.data.update(batch_size=16, seed=a.seed, workers=0, threads=2, max_skipped=10)
 
-    c.optim.update(lr=1e-3, warmup_ratio=0.05, weight_decay=0.05, b2=0.98, clip=1.0)
+    c.optim.update(lr=6e-4, warmup_ratio=0.05, weight_decay=0.05, b2=0.98, clip=1.0)
     c.train.update(
         steps=a.steps, learn=("vision", "connector", "language"), seed=a.seed
     )
-    c.train.log_every = 20
-    c.checkpoint = dict(every=200, keep=2)
+    c.train.log_every = 40
+    c.checkpoint = dict(every=400, keep=2)
     c.eval.update(
         tasks=("documents",),
         questions=f"{folder}/questions.jsonl",

@@ -4,13 +4,12 @@ A set is a folder that looks like any LLaVA-format data set: PNG files under
 `images/`, conversations in `train.json` and `validation.json`, and one question
 a line in `questions.jsonl`, asked about the validation pages. Every page is a
 receipt, a form, a sign or a plot. Its heading is large enough to be read when the
-page is shrunk to half its side; its lines are printed so small, on grainy paper, that
-they blur there, though a network trained long enough still reads many of them.
-Questions are therefore split into those about the small print, `HIRES_CATEGORIES`, and
-the others, `LOWRES_CATEGORIES`.
+page is shrunk to half its side; its lines are set in six pixels on grainy paper, so that
+there only the outline of a word is left. Questions are therefore split into those about
+the small print, `HIRES_CATEGORIES`, and the others, `LOWRES_CATEGORIES`.
 
-Chance, the best answer that ignores the page: `read_small` 0.08; `transcribe_small` 0.002;
-`count_small` 0.50; `read_large` 0.11; `where_large` 0.27; `count_large` 0.34.
+Chance, the best answer that ignores the page: `read_small` 0.08; `transcribe_small` 0.001;
+`count_small` 0.33; `read_large` 0.13; `where_large` 0.25; `count_large` 0.33.
 
     python -m lmm_jax.data.documents --out=DIR --train=N --validation=M --seed=S
 """
@@ -35,7 +34,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-VERSION = 7
+VERSION = 8
 SIZE = 64
 TURNS = 3
 HIRES_CATEGORIES = ("read_small", "transcribe_small", "count_small")
@@ -43,11 +42,16 @@ LOWRES_CATEGORIES = ("read_large", "where_large", "count_large")
 TITLES = ("SALE", "OPEN", "EXIT", "STOP", "TAXI", "BANK", "CAFE", "POST")
 CORNERS = ("top left", "top right", "bottom left", "bottom right")
 # Keys of one kind have one length, so that a blurred line does not betray its key.
-_ITEMS = ("tax", "fee", "sum", "due", "box", "row", "day", "age")
-_DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
-KEYS = {"receipt": _ITEMS, "form": _ITEMS, "sign": _ITEMS, "plot": _DAYS}
-LINES = {"receipt": (2, 3), "form": (2, 3), "sign": (1, 2), "plot": (2, 4)}
-GRAIN = 4  # of the paper, in grey levels
+_UNITS = ("kg", "lb", "oz", "cm", "km", "ml", "hr", "pt")
+_DAYS = ("mo", "tu", "we", "th", "fr", "sa", "su")
+KEYS = {"receipt": _UNITS, "form": _UNITS, "sign": _UNITS, "plot": _DAYS}
+# A page with a single line can be read without finding the line: the first lesson.
+LINES = {"receipt": (1, 3), "form": (1, 3), "sign": (1, 3), "plot": (2, 4)}
+CELL = 16
+# Where small print stands in its cell; each kind fills another of the four hi-res tokens
+# that lie behind a token of the whole page.
+_QUARTER = {"receipt": (0, 0), "form": (0, 8), "sign": (8, 0), "plot": (8, 0)}
+GRAIN = 8  # of the paper, in grey levels
 _HELD_OUT = 8  # One page in so many, picked by its contents, is for validation.
 _WORTH_WORKERS = 400  # Fewer pages are drawn sooner than processes start.
 
@@ -57,14 +61,12 @@ class Page:
     """What one page says.
 
     `rows` are the `(key, value)` of the small lines from the top, or of a plot the
-    label and the height of the bars from the left. Only a sign has a large `number`
-    and a mark in a `corner`.
+    label and the height of the bars from the left. Only a sign has a mark in a `corner`.
     """
 
     kind: str
     title: str
     rows: tuple[tuple[str, str], ...]
-    number: str = ""
     corner: str = ""
 
     @property
@@ -86,8 +88,7 @@ def sample_page(rng: random.Random, *, held_out: bool) -> Page:
             values = [f"{rng.randrange(100):02d}" for _ in keys]
         page = Page(kind, title, tuple(zip(keys, values)))
         if kind == "sign":
-            extra = {"number": f"{rng.randrange(100):02d}"}
-            page = dataclasses.replace(page, **extra, corner=rng.choice(CORNERS))
+            page = dataclasses.replace(page, corner=rng.choice(CORNERS))
         if page.held_out == held_out:
             return page
 
@@ -106,7 +107,6 @@ def questions(page: Page) -> list[tuple[str, str, str]]:
     ]
     if page.kind == "sign":
         found.append(("where_large", "Where is the mark?", page.corner))
-        found.append(("read_large", "What is the number?", page.number))
     printed = [key if plot else f"{key} {value}" for key, value in page.rows]
     for place, (key, value) in enumerate(page.rows, start=1):
         found.append(("read_small", f"What is the word of {part} {place}?", key))
@@ -115,7 +115,7 @@ def questions(page: Page) -> list[tuple[str, str, str]]:
             found.append(
                 ("transcribe_small", f"Read line {place}.", printed[place - 1])
             )
-    every = " ".join(filter(None, [page.title, page.number, *printed]))
+    every = " ".join([page.title, *printed])
     return [*found, ("transcribe_small", "Read all.", every)]
 
 
@@ -128,16 +128,16 @@ def _font(name: str, pixels: int) -> ImageFont.FreeTypeFont:
 def render(page: Page, rng: random.Random, size: int = SIZE) -> Image.Image:
     """Draws a page as an RGB image of `size` pixels a side.
 
-    Lines are double-spaced: in a quarter of the page's area, where hi-res tokens of one
-    place are added up, there is then one word to read and not two.
+    Small print comes two characters to a cell of 16 pixels, in one quarter of it. Hi-res
+    tokens of one place are added up: there is then one word among them and not two.
     """
     scale = size / SIZE
-    paper, ink = rng.randint(205, 225), rng.randint(0, 40)
+    paper, ink = rng.randint(205, 225), rng.randint(0, 30)
+    gray = (ink + 2 * paper) // 3
     image = Image.new("L", (size, size), paper)
     draw = ImageDraw.Draw(image)
     large = _font("DejaVuSans-Bold.ttf", round(15 * scale))
-    small = _font("DejaVuSans.ttf", round(7 * scale))
-    gray = (ink + 2 * paper) // 3
+    small = _font("DejaVuSansMono.ttf", round(6 * scale))
 
     def at(x: float, y: float) -> tuple[int, int]:
         return round(x * scale), round(y * scale)
@@ -145,33 +145,34 @@ def render(page: Page, rng: random.Random, size: int = SIZE) -> Image.Image:
     def text(x: float, y: float, words: str, font=small) -> None:
         draw.text(at(x, y), words, font=font, fill=ink, anchor="ls")
 
-    def box(x: float, y: float, right: float, bottom: float, tone: int) -> None:
+    def box(x: float, y: float, right: float, bottom: float, tone: int = ink) -> None:
         draw.rectangle((*at(x, y), *at(right, bottom)), fill=tone)
 
     # Only the heading is shaken: small print on a grid is learnt sooner.
     text(3 + rng.randint(-2, 2), 14 + rng.randint(-1, 1), page.title, large)
-    if page.kind == "sign":
-        text(24 + rng.randint(-2, 2), 30, page.number, large)
-        left, top = (
-            2 + 54 * ("right" in page.corner),
-            18 + 38 * ("bottom" in page.corner),
-        )
-        box(left, top, left + 5, top + 5, ink)
-    elif page.kind == "plot":
-        box(1, 47, 62, 47, ink)
-    first = 2 if page.kind == "sign" else 1
-    for line, (key, value) in enumerate(page.rows):
-        x, y = 16 * line, 16 * (first + line)
-        if page.kind == "plot":
-            box(x + 3, 46 - 5 * int(value), x + 12, 46, gray)
-            text(x + 1, 55, key)
-            continue
-        text(1, y + 7, key)
-        text(32, y + 7, value)
     if page.kind == "receipt":
-        box(1, 60, 62, 60, gray)
+        box(1, 62, 62, 62, gray)
     elif page.kind == "form":
-        box(0, 15, 0, 63, gray)
+        box(12, 18, 12, 63, gray)
+    elif page.kind == "sign":
+        left, top = (
+            20 + 34 * ("right" in page.corner),
+            20 + 32 * ("bottom" in page.corner),
+        )
+        box(left, top, left + 7, top + 7)
+    elif page.kind == "plot":
+        box(1, 47, 62, 47)
+    right, down = _QUARTER[page.kind]
+    down += 7  # to the baseline
+    for line, (key, value) in enumerate(page.rows):
+        if page.kind == "plot":
+            x = CELL * line
+            box(x + 3, 46 - 5 * int(value), x + 12, 46, gray)
+            text(x + right, 48 + down, key)
+        else:
+            y = CELL * (1 + line) + down
+            text(right, y, key)
+            text(2 * CELL + right, y, value)
     grain = np.random.default_rng(rng.getrandbits(32)).normal(0, GRAIN, (size, size))
     pixels = np.asarray(image, float) + grain
     tint = np.array([1.0, rng.uniform(0.96, 1), rng.uniform(0.9, 1)])

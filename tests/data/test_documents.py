@@ -107,7 +107,6 @@ def test_answers_say_what_the_page_says(pages: list[documents.Page]) -> None:
                 assert told[f"Read line {place}."] == f"{key} {value}"
             assert key in told["Read all."]
         if page.kind == "sign":
-            assert told["What is the number?"] == page.number
             assert told["Where is the mark?"] == page.corner
 
 
@@ -132,8 +131,8 @@ def _ink(page: documents.Page) -> np.ndarray:
 
 
 def test_a_value_is_drawn_where_its_line_is() -> None:
-    rows = (("tax", "11"), ("fee", "22"), ("sum", "33"))
-    changed = (rows[0], ("fee", "88"), rows[2])
+    rows = (("kg", "11"), ("lb", "22"), ("cm", "33"))
+    changed = (rows[0], ("lb", "88"), rows[2])
     for kind in ("receipt", "form"):
         before = _ink(documents.Page(kind, "SALE", rows))
         after = _ink(documents.Page(kind, "SALE", changed))
@@ -152,10 +151,10 @@ def test_small_print_fades_and_large_print_stays_when_shrunk() -> None:
         first, second = (np.asarray(image, float) for image in images)
         return float(np.abs(first - second).max())
 
-    page = documents.Page("receipt", "SALE", (("tax", "33"),))
-    small = documents.Page("receipt", "SALE", (("tax", "88"),))
-    large = documents.Page("receipt", "STOP", (("tax", "33"),))
-    assert contrast(page, small, 32) < 0.75 * contrast(page, small, 64)
+    page = documents.Page("receipt", "SALE", (("kg", "33"),))
+    small = documents.Page("receipt", "SALE", (("kg", "88"),))
+    large = documents.Page("receipt", "STOP", (("kg", "33"),))
+    assert contrast(page, small, 32) < 0.6 * contrast(page, small, 64)
     assert contrast(page, large, 32) > 0.75 * contrast(page, large, 64)
 
 
@@ -198,7 +197,7 @@ def test_impossible_sets_are_refused(
 
 
 def test_larger_pages_are_drawn_larger() -> None:
-    page = documents.Page("form", "SALE", (("tax", "47"),))
+    page = documents.Page("form", "SALE", (("kg", "47"),))
     assert documents.render(page, random.Random(0), 128).size == (128, 128)
 
 
