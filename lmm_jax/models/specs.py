@@ -141,7 +141,7 @@ VISION = {
         run=3,
         class_token=False,
         post_norm=False,
-        mean=(0.84, 0.82, 0.80),
+        mean=(0.61, 0.60, 0.58),
         std=(0.25, 0.25, 0.25),
     ),
     "tiny-vit": VisionSpec(16, 4, vit_block(32, 2, 64, "quick_gelu"), depth=3, run=2),
