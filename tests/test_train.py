@@ -100,6 +100,21 @@ def test_resuming_on_another_mesh_continues_the_curve(whole, tmp_path, monkeypat
     np.testing.assert_allclose(list(curve.values()), list(expected.values()), rtol=1e-4)
 
 
+def test_resuming_on_fewer_devices_continues_the_curve(whole, tmp_path, monkeypatch):
+    config = small_config(tmp_path)
+    config.mesh = dict(data=1, fsdp=8, tensor=1)
+    interrupt(monkeypatch, at=5)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(config)
+    config.mesh = dict(data=1, fsdp=2, tensor=1)
+    file = write_config(config, tmp_path / "config.py")
+    two = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    done = command("lmm_jax.train", f"--config={file}", **two)
+    assert done.returncode == 0, done.stderr
+    curve, expected = losses(config.workdir), losses(whole.workdir)
+    np.testing.assert_allclose(list(curve.values()), list(expected.values()), rtol=1e-4)
+
+
 def test_sigterm_saves_and_leaves(whole, tmp_path, monkeypatch):
     config = small_config(tmp_path)
     config.checkpoint.every = 100
