@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+import dataclasses
 
 from flax import linen as nn
 import jax
 
 from lmm_jax.models.specs import LanguageSpec
+from lmm_jax.nn import block
 from lmm_jax.nn.embed import TokenEmbed
 from lmm_jax.nn.linear import Linear
 from lmm_jax.nn.norm import LayerNorm, RMSNorm
@@ -33,7 +35,8 @@ class Decoder(nn.Module):
         )
         self.norm = (RMSNorm if b.norm == "rms" else LayerNorm)(b.norm_eps)
         if not s.tied:
-            self.head = Linear((b.width,), (s.vocab,), False, b.dtype, b.param_dtype)
+            width, vocab = (b.width,), (s.vocab,)
+            self.head = Linear(width, vocab, s.head_bias, b.dtype, b.param_dtype)
 
     def logits(self, hidden: Array) -> Array:
         """Residual stream [..., D] after the last layer to logits [..., W]."""
@@ -41,55 +44,54 @@ class Decoder(nn.Module):
         return self.embed.attend(y) if self.spec.tied else self.head(y)
 
 
-def params(spec: LanguageSpec) -> tuple[Param, ...]:
-    """Rows of a Llama-style decoder in the Hugging Face naming."""
-    layer = "model.layers.{layer}."
+@dataclasses.dataclass(frozen=True)
+class Names:
+    """What a family of checkpoints calls the parts of a decoder.
+
+    Attributes:
+        layer: prefix of one layer.
+        block: our submodule of a block -> name below that prefix.
+        embed, norm, head: of the other three.
+    """
+
+    layer: str
+    block: Mapping[str, str]
+    embed: str = "model.embed_tokens"
+    norm: str = "model.norm"
+    head: str = "lm_head"
+
+
+LLAMA = Names(
+    "model.layers.{layer}.",
+    {
+        "attn_norm": "input_layernorm",
+        "q": "self_attn.q_proj",
+        "k": "self_attn.k_proj",
+        "v": "self_attn.v_proj",
+        "o": "self_attn.o_proj",
+        "q_norm": "self_attn.q_norm",
+        "k_norm": "self_attn.k_norm",
+        "mlp_norm": "post_attention_layernorm",
+        "gate": "mlp.gate_proj",
+        "up": "mlp.up_proj",
+        "down": "mlp.down_proj",
+    },
+)
+
+
+def params(spec: LanguageSpec, names: Names = LLAMA) -> tuple[Param, ...]:
+    """Rows of a decoder, by default in the Hugging Face naming of Llama."""
     rows = [
-        Param("embed/table", "vocab embed", "model.embed_tokens.weight", "vocab embed"),
-        Param("norm/scale", "norm", "model.norm.weight", "norm"),
-        Param(
-            "stack/layers/attn_norm/scale",
-            "layers norm",
-            layer + "input_layernorm.weight",
-            "norm",
-        ),
-        Param(
-            "stack/layers/mlp_norm/scale",
-            "layers norm",
-            layer + "post_attention_layernorm.weight",
-            "norm",
-        ),
-        Param(
-            "stack/layers/o/kernel",
-            "layers heads head_dim embed",
-            layer + "self_attn.o_proj.weight",
-            "embed (heads head_dim)",
-        ),
+        Param("embed/table", "vocab embed", f"{names.embed}.weight", "vocab embed"),
+        Param("norm/scale", "norm", f"{names.norm}.weight", "norm"),
     ]
-    for ours, heads in (("q", "heads"), ("k", "kv_heads"), ("v", "kv_heads")):
-        rows.append(
-            Param(
-                f"stack/layers/{ours}/kernel",
-                f"layers embed {heads} head_dim",
-                f"{layer}self_attn.{ours}_proj.weight",
-                f"({heads} head_dim) embed",
-            )
-        )
-    for ours, into, out in (
-        ("gate", "embed", "mlp"),
-        ("up", "embed", "mlp"),
-        ("down", "mlp", "embed"),
-    ):
-        rows.append(
-            Param(
-                f"stack/layers/{ours}/kernel",
-                f"layers {into} {out}",
-                f"{layer}mlp.{ours}_proj.weight",
-                f"{out} {into}",
-            )
-        )
+    if spec.block.norm == "layer":
+        rows.append(Param("norm/bias", "norm", f"{names.norm}.bias", "norm"))
+    blocks = block.params(spec.block, names.layer, names.block)
+    rows += [row.under("stack/", "") for row in blocks]
     if not spec.tied:
-        rows.append(
-            Param("head/kernel", "embed vocab", "lm_head.weight", "vocab embed")
-        )
+        layout = "vocab embed"
+        rows.append(Param("head/kernel", "embed vocab", f"{names.head}.weight", layout))
+        if spec.head_bias:
+            rows.append(Param("head/bias", "vocab", f"{names.head}.bias", "vocab"))
     return tuple(rows)

@@ -63,12 +63,14 @@ class LanguageSpec:
         block: its block (causal, rotary).
         depth: layers.
         tied: the head is the embedding.
+        head_bias: the head has a bias (Phi-2).
     """
 
     vocab: int
     block: BlockSpec
     depth: int
     tied: bool = False
+    head_bias: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ import numpy as np
 from lmm_jax.depth import Context, Layout, Role, TokenState
 from lmm_jax.depth.planner import Step
 from lmm_jax.models.specs import VisionSpec
+from lmm_jax.nn import block
 from lmm_jax.nn.embed import PatchEmbed
 from lmm_jax.nn.norm import LayerNorm
 from lmm_jax.nn.params import Param
@@ -111,6 +112,18 @@ def _state(x: Array, cls: int) -> TokenState:
     )
 
 
+_BLOCK = {
+    "attn_norm": "layer_norm1",
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "o": "self_attn.out_proj",
+    "mlp_norm": "layer_norm2",
+    "up": "mlp.fc1",
+    "down": "mlp.fc2",
+}
+
+
 def params(spec: VisionSpec) -> tuple[Param, ...]:
     """Rows of a CLIP-style vision tower in the Hugging Face naming."""
     rows = [
@@ -134,48 +147,17 @@ def params(spec: VisionSpec) -> tuple[Param, ...]:
         rows.append(Param("cls", "embed", "embeddings.class_embedding", "embed"))
     if spec.pre_norm:
         # "layrnorm" is how the published key is spelt.
-        rows += _norm("pre_norm", "pre_layrnorm", "")
+        rows += _norm("pre_norm", "pre_layrnorm")
     if spec.post_norm:
-        rows += _norm("post_norm", "post_layernorm", "")
-    layer = "encoder.layers.{layer}."
-    rows += _norm("stack/layers/attn_norm", layer + "layer_norm1", "layers ")
-    rows += _norm("stack/layers/mlp_norm", layer + "layer_norm2", "layers ")
-    for ours, theirs in (("q", "q_proj"), ("k", "k_proj"), ("v", "v_proj")):
-        path, key = f"stack/layers/{ours}/", f"{layer}self_attn.{theirs}."
-        out = "(heads head_dim)"
-        rows += [
-            Param(
-                path + "kernel",
-                "layers embed heads head_dim",
-                key + "weight",
-                f"{out} embed",
-            ),
-            Param(path + "bias", "layers heads head_dim", key + "bias", out),
-        ]
-    for path, axes, key in (
-        ("o", "heads head_dim embed", "self_attn.out_proj"),
-        ("up", "embed mlp", "mlp.fc1"),
-        ("down", "mlp embed", "mlp.fc2"),
-    ):
-        into, out = axes.rsplit(" ", 1)
-        into = f"({into})" if " " in into else into
-        rows += [
-            Param(
-                f"stack/layers/{path}/kernel",
-                f"layers {axes}",
-                f"{layer}{key}.weight",
-                f"{out} {into}",
-            ),
-            Param(
-                f"stack/layers/{path}/bias", f"layers {out}", f"{layer}{key}.bias", out
-            ),
-        ]
+        rows += _norm("post_norm", "post_layernorm")
+    blocks = block.params(spec.block, "encoder.layers.{layer}.", _BLOCK)
+    rows += [row.under("stack/", "") for row in blocks]
     return tuple(rows)
 
 
-def _norm(path: str, key: str, stacked: str) -> list[Param]:
-    axes = stacked + "norm"
+def _norm(path: str, key: str) -> list[Param]:
+    leaves = (("scale", "weight"), ("bias", "bias"))
     return [
-        Param(f"{path}/scale", axes, f"{key}.weight", "norm"),
-        Param(f"{path}/bias", axes, f"{key}.bias", "norm"),
+        Param(f"{path}/{our}", "norm", f"{key}.{their}", "norm")
+        for our, their in leaves
     ]

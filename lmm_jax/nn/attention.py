@@ -33,16 +33,22 @@ class Sight:
     gate: Array | None = None
 
 
-def sight(queries: Place, keys: Place, *, causal: bool) -> Sight:
-    """Who sees whom: valid keys of the same segment, none later if `causal`.
+def sight(
+    queries: Place, keys: Place, *, causal: bool, window: int | None = None
+) -> Sight:
+    """Who sees whom: valid keys of the same segment, none later if `causal`, none
+    `window` positions or more ago.
 
     Positions decide, never storage order.
     """
     visible = keys.valid[:, None, :] & (
         queries.segment[:, :, None] == keys.segment[:, None, :]
     )
+    ago = queries.positions[:, :, None] - keys.positions[:, None, :]
     if causal:
-        visible &= keys.positions[:, None, :] <= queries.positions[:, :, None]
+        visible &= ago >= 0
+    if window is not None:
+        visible &= ago < window
     gate = None if keys.gate is None else jnp.log(keys.gate)
     return Sight(visible, gate)
 

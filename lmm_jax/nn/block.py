@@ -6,6 +6,7 @@ width of the MLP.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import dataclasses
 from typing import Literal
 
@@ -16,6 +17,7 @@ from lmm_jax.depth import Keys, StackGeometry
 from lmm_jax.nn.attention import Sight, attention
 from lmm_jax.nn.linear import Linear
 from lmm_jax.nn.norm import LayerNorm, RMSNorm
+from lmm_jax.nn.params import Param
 from lmm_jax.nn.rope import RopeSpec, Rotation, rotate
 
 Array = jax.Array
@@ -36,8 +38,10 @@ class BlockSpec:
         width, heads, kv_heads, head_dim, hidden: D, N, K, H, F.
         norm: "rms" or "layer".
         gated: down(act(gate(x)) * up(x)) instead of down(act(up(x))).
-        bias: biases on the attention projections ("qkv", "all", "none") and, with "all",
-            on the MLP.
+        bias: biases on queries, keys and values ("qkv"), on all projections of
+            attention and MLP ("all"), or nowhere ("none").
+        qk_norm: an RMSNorm over each head of queries and keys, before the rotation.
+        window: a query sees this many positions at most, its own included.
         rope: rotary embedding; None where positions are learned.
         causal: no key later than the query is visible.
         parallel: attention and MLP read the same normalised input (Phi-2).
@@ -54,6 +58,8 @@ class BlockSpec:
     activation: str = "silu"
     gated: bool = True
     bias: Literal["none", "qkv", "all"] = "none"
+    qk_norm: bool = False
+    window: int | None = None
     rope: RopeSpec | None = RopeSpec()  # noqa: RUF009 (frozen)
     causal: bool = True
     parallel: bool = False
@@ -75,6 +81,45 @@ class BlockSpec:
         )
 
 
+def params(spec: BlockSpec, layer: str, names: Mapping[str, str]) -> tuple[Param, ...]:
+    """Rows of a stack of blocks.
+
+    Args:
+        spec: of every block.
+        layer: published prefix of one layer, with `{layer}` in it.
+        names: our submodule -> published name below the prefix.
+    """
+    rows = []
+
+    def add(name: str, leaf: str, axes: str, layout: str) -> None:
+        end = "bias" if leaf == "bias" else "weight"
+        key = f"{layer}{names[name]}.{end}"
+        rows.append(Param(f"layers/{name}/{leaf}", f"layers {axes}", key, layout))
+
+    def norm(name: str) -> None:
+        for leaf in ("scale", "bias") if spec.norm == "layer" else ("scale",):
+            add(name, leaf, "norm", "norm")
+
+    def linear(name: str, into: str, out: str, biased: bool) -> None:
+        one = {axes: f"({axes})" if " " in axes else axes for axes in (into, out)}
+        add(name, "kernel", f"{into} {out}", f"{one[out]} {one[into]}")
+        if biased:
+            add(name, "bias", out, one[out])
+
+    norm("attn_norm")
+    if not spec.parallel:
+        norm("mlp_norm")
+    for name, heads in (("q", "heads"), ("k", "kv_heads"), ("v", "kv_heads")):
+        linear(name, "embed", f"{heads} head_dim", spec.bias != "none")
+    linear("o", "heads head_dim", "embed", spec.bias == "all")
+    for name in ("q_norm", "k_norm") if spec.qk_norm else ():
+        add(name, "scale", "head_dim", "head_dim")
+    for name in ("gate", "up") if spec.gated else ("up",):
+        linear(name, "embed", "mlp", spec.bias == "all")
+    linear("down", "mlp", "embed", spec.bias == "all")
+    return tuple(rows)
+
+
 class Block(nn.Module):
     """x -> x + attention(norm(x)) -> x + mlp(norm(x))."""
 
@@ -92,6 +137,8 @@ class Block(nn.Module):
         self.k = self._linear(width, (s.kv_heads, s.head_dim), qkv)
         self.v = self._linear(width, (s.kv_heads, s.head_dim), qkv)
         self.o = self._linear(heads, width, biased)
+        if s.qk_norm:
+            self.q_norm, self.k_norm = RMSNorm(s.norm_eps), RMSNorm(s.norm_eps)
         if s.gated:
             self.gate = self._linear(width, (s.hidden,), biased)
         self.up = self._linear(width, (s.hidden,), biased)
@@ -124,6 +171,8 @@ class Block(nn.Module):
         with jax.named_scope("attention"):
             y = self.attn_norm(x)
             q, k, v = self.q(y), self.k(y), self.v(y)
+            if self.spec.qk_norm:
+                q, k = self.q_norm(q), self.k_norm(k)
             if rotation is not None:
                 q, k = rotate(q, rotation), rotate(k, rotation)
             keys = Keys(k, v)

@@ -10,8 +10,41 @@ import dataclasses
 from flax import struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearScaling:
+    """Positions divided by `factor` (position interpolation, arXiv:2306.15595)."""
+
+    factor: float
+
+    def __call__(self, frequency: np.ndarray) -> np.ndarray:
+        return frequency / self.factor
+
+
+@dataclasses.dataclass(frozen=True)
+class Llama3Scaling:
+    """Llama 3.1: waves longer than the original context are stretched, short ones kept.
+
+    Attributes:
+        factor: of the stretch.
+        low, high: the original context holds fewer than `low` periods of what is
+            stretched, more than `high` of what is kept; between them it is a blend.
+        context: tokens the model was first trained on.
+    """
+
+    factor: float
+    low: float
+    high: float
+    context: int
+
+    def __call__(self, frequency: np.ndarray) -> np.ndarray:
+        periods = self.context * frequency / (2 * np.pi)
+        kept = np.clip((periods - self.low) / (self.high - self.low), 0, 1)
+        return frequency * (kept + (1 - kept) / self.factor)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,14 +54,22 @@ class RopeSpec:
     Attributes:
         base: of the geometric series of wavelengths.
         fraction: leading share of the head width that is rotated.
+        scaling: of the frequencies, for contexts longer than the original one.
     """
 
     base: float = 10_000.0
     fraction: float = 1.0
+    scaling: LinearScaling | Llama3Scaling | None = None
 
     def width(self, head_dim: int) -> int:
         """Rotated dimensions of a head."""
         return int(head_dim * self.fraction)
+
+    def frequencies(self, head_dim: int) -> np.ndarray:
+        """Radians per position, [R/2]."""
+        width = self.width(head_dim)
+        found = self.base ** (-np.arange(0, width, 2, dtype=np.float64) / width)
+        return found if self.scaling is None else self.scaling(found)
 
 
 @struct.dataclass
@@ -42,9 +83,8 @@ class Rotation:
 
 def rotation(positions: Array, spec: RopeSpec, head_dim: int) -> Rotation:
     """Angles in float32: bfloat16 cannot tell position 256 from 257."""
-    width = spec.width(head_dim)
-    wavelength = spec.base ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
-    angle = positions[..., None, None].astype(jnp.float32) * wavelength
+    frequencies = jnp.asarray(spec.frequencies(head_dim), jnp.float32)
+    angle = positions[..., None, None].astype(jnp.float32) * frequencies
     return Rotation(jnp.cos(angle), jnp.sin(angle))
 
 

@@ -145,14 +145,13 @@ class LayerStack(nn.Module):
             cache.start[:, None] + cache.step, jnp.ones((batch, 1), bool), same[:, :1]
         )
         angles = self._rotation(place)
-        own = sight(place, place, causal=self.spec.causal)
-        tail_sight = sight(place, tail_place, causal=self.spec.causal)
+        own, tail_sight = self._sight(place, place), self._sight(place, tail_place)
         block = Block(self.spec, parent=None)
 
         fresh = []
         layered = [step for step in steps if not isinstance(step, Cut)]
         for step, run in zip(layered, cache.runs):
-            past = sight(place, run.place, causal=self.spec.causal)
+            past = self._sight(place, run.place)
 
             def body(x, xs, past=past):
                 index, prompt = xs
@@ -182,7 +181,7 @@ class LayerStack(nn.Module):
 
     def _scan(self, state, step: Scan, ctx: Context, collect: bool):
         block = Block(self.spec, parent=None)
-        angles, own = self._rotation(state.place), self._sight(state.place)
+        angles, own = self._rotation(state.place), self._sight(state.place, state.place)
 
         def body(hidden, xs):
             layers, fed = xs
@@ -217,7 +216,7 @@ class LayerStack(nn.Module):
         block = Block(self.spec, parent=None)
         rows = self._rows(slice(step.start, step.stop), step.learns)
         layer = jax.tree.map(lambda p: p[0], rows)
-        angles, own = self._rotation(state.place), self._sight(state.place)
+        angles, own = self._rotation(state.place), self._sight(state.place, state.place)
         hidden = self.constrain(state.hidden)
         for feed in step.feeds:
             rows = ctx.aligned[feed.source][feed.start]
@@ -241,10 +240,11 @@ class LayerStack(nn.Module):
             return None
         return rotation(place.positions, self.spec.rope, self.spec.head_dim)
 
-    def _sight(self, place: Place) -> Sight:
+    def _sight(self, queries: Place, keys: Place) -> Sight:
         if not self.masked:
             return Sight(None)
-        return sight(place, place, causal=self.spec.causal)
+        s = self.spec
+        return sight(queries, keys, causal=s.causal, window=s.window)
 
     def _rows(self, rows: slice, learns: bool = True):
         layers = jax.tree.map(lambda p: p[rows], self.layers)
