@@ -27,6 +27,7 @@ setup(
         "orbax-checkpoint>=0.11.30",
         "pillow>=11",
         "rapidfuzz>=3.9",
+        "safetensors>=0.5",
         "sentencepiece>=0.2.3",
         "tensorboardx>=2.6.2",
         "tensorflow-datasets>=4.9.8",

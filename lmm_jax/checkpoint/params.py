@@ -2,75 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+import math
+from typing import Any, Protocol
 
 import einops
 from flax import traverse_util
+import jax
 import numpy as np
 
 from lmm_jax.nn.params import Param
 
 Tree = Mapping[str, Any]
+Index = tuple[slice, ...]
+
+
+class Tensor(Protocol):
+    """What a published tensor must offer: a NumPy array does, and so does one that is
+    still on disk."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    def __getitem__(self, index: Index) -> np.ndarray: ...
 
 
 def from_published(
-    tensors: Mapping[str, np.ndarray], rows: Sequence[Param], abstract: Tree
+    tensors: Mapping[str, Tensor], rows: Sequence[Param], abstract: Tree
 ) -> dict[str, Any]:
-    """Builds a parameter tree.
+    """Builds a parameter tree, reading no more than this process holds of it.
 
     Args:
-        tensors: published name -> array in the published layout.
+        tensors: published name -> tensor in the published layout.
         rows: of the model.
-        abstract: tree of shapes (`jax.eval_shape` of init); rows it lacks are skipped.
+        abstract: tree of shapes and dtypes (`jax.eval_shape` of init); rows it lacks are
+            skipped.
 
     Returns:
-        Nested dict of NumPy arrays in the dtypes of `tensors`.
+        Nested dict: arrays on their devices where `abstract` names a sharding, otherwise
+        NumPy arrays in the dtypes of `tensors`.
 
     Raises:
         ValueError: a tensor is missing or has another shape.
     """
     shapes = flatten(abstract)
-    out = {}
-    for row in rows:
-        if row.path not in shapes:
-            continue
-        shape = tuple(shapes[row.path].shape)
-        sizes = dict(zip(row.axes.split(), shape))
-        depth = sizes.pop("layers", None)
-        keys = [row.key] if depth is None else _layered(row.key, depth)
-        missing = [key for key in keys if key not in tensors]
-        if missing:
-            raise ValueError(
-                f"{row.path} needs {missing[0]!r}, which the checkpoint lacks "
-                f"({len(missing)} of its {len(keys)} tensors are missing): is it of "
-                "another model, or a part of it only?"
-            )
-        axes = " ".join(name for name in row.axes.split() if name != "layers")
-        parts = [
-            _to_ours(tensors[key], row.layout, axes, sizes, key, row.path)
-            for key in keys
-        ]
-        out[row.path] = parts[0] if depth is None else np.stack(parts)
+    found = [(row, shapes[row.path]) for row in rows if row.path in shapes]
+    for row, leaf in found:
+        _check(tensors, row, tuple(leaf.shape))
+    out = {row.path: _load(tensors, row, leaf) for row, leaf in found}
     return traverse_util.unflatten_dict(out, sep="/")
 
 
 def to_published(params: Tree, rows: Sequence[Param]) -> dict[str, np.ndarray]:
     """The inverse of `from_published`, bit for bit."""
+    return dict(published(params, rows))
+
+
+def published(params: Tree, rows: Sequence[Param]) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields (name, tensor) one by one, so that no second copy of a model is needed."""
     flat = flatten(params)
-    out = {}
     for row in rows:
         if row.path not in flat:
             continue
-        value = np.asarray(flat[row.path])
-        axes = " ".join(name for name in row.axes.split() if name != "layers")
-        pattern = f"{axes} -> {row.layout}"
-        if row.axes.startswith("layers"):
-            for key, layer in zip(_layered(row.key, len(value)), value):
-                out[key] = einops.rearrange(layer, pattern)
-        else:
-            out[row.key] = einops.rearrange(value, pattern)
-    return out
+        value, pattern = flat[row.path], f"{_inner(row)} -> {row.layout}"
+        parts = value if row.axes.startswith("layers") else [value]
+        for key, part in zip(_keys(row, value.shape), parts):
+            yield key, np.ascontiguousarray(einops.rearrange(np.asarray(part), pattern))
 
 
 def flatten(tree: Tree) -> dict[str, Any]:
@@ -96,21 +92,95 @@ def check_rows(rows: Sequence[Param], abstract: Tree) -> None:
             )
 
 
-def _layered(key: str, depth: int) -> list[str]:
-    return [key.replace("{layer}", str(layer)) for layer in range(depth)]
+def _keys(row: Param, shape: Sequence[int]) -> list[str]:
+    if not row.axes.startswith("layers"):
+        return [row.key]
+    return [row.key.replace("{layer}", str(layer)) for layer in range(shape[0])]
 
 
-def _to_ours(tensor, layout, axes, sizes, key, path) -> np.ndarray:
-    try:
-        value = einops.rearrange(tensor, f"{layout} -> {axes}", **sizes)
-    except einops.EinopsError as error:
+def _inner(row: Param) -> str:
+    """The axes of one layer."""
+    return row.axes.removeprefix("layers ")
+
+
+def _check(tensors: Mapping[str, Tensor], row: Param, shape: tuple[int, ...]) -> None:
+    keys = _keys(row, shape)
+    missing = [key for key in keys if key not in tensors]
+    if missing:
         raise ValueError(
-            f"{key!r} has shape {tuple(tensor.shape)}, but {path} wants ({layout}) with "
-            f"{sizes}: the checkpoint is of a model of another size."
-        ) from error
-    if value.shape != tuple(sizes.values()):
-        raise ValueError(
-            f"{key!r} becomes {value.shape}, but {path} has shape "
-            f"{tuple(sizes.values())}: the checkpoint is of a model of another size."
+            f"{row.path} needs {missing[0]!r}, which the checkpoint lacks "
+            f"({len(missing)} of its {len(keys)} tensors are missing): is it of "
+            "another model, or a part of it only?"
         )
-    return value
+    sizes = dict(zip(row.axes.split(), shape))
+    wanted = tuple(math.prod(sizes[a] for a in group) for group in _groups(row.layout))
+    for key in keys:
+        if tuple(tensors[key].shape) != wanted:
+            raise ValueError(
+                f"{key!r} has shape {tuple(tensors[key].shape)}, but {row.path} wants "
+                f"({row.layout}) = {wanted}: the checkpoint is of a model of another size."
+            )
+
+
+def _load(tensors: Mapping[str, Tensor], row: Param, leaf: Any) -> Any:
+    shape = tuple(leaf.shape)
+    sharding = getattr(leaf, "sharding", None)
+    if sharding is None:
+        return _read(tensors, row, shape, tuple(slice(0, n) for n in shape))
+    read = {}  # several devices may hold the same part
+
+    def part(index: Index) -> np.ndarray:
+        whole = tuple(slice(*s.indices(n)) for s, n in zip(index, shape))
+        known = tuple((s.start, s.stop) for s in whole)
+        if known not in read:
+            read[known] = _read(tensors, row, shape, whole).astype(leaf.dtype)
+        return read[known]
+
+    return jax.make_array_from_callback(shape, sharding, part)
+
+
+def _read(
+    tensors: Mapping[str, Tensor], row: Param, shape: tuple[int, ...], index: Index
+) -> np.ndarray:
+    """The part `index` of a parameter, from the parts of its tensors that hold it."""
+    keys = _keys(row, shape)
+    if row.axes.startswith("layers"):
+        layers, *inner = index
+        parts = [_read_one(tensors[k], row, shape[1:], inner) for k in keys[layers]]
+        return np.stack(parts)
+    return _read_one(tensors[keys[0]], row, shape, index)
+
+
+def _read_one(
+    tensor: Tensor, row: Param, shape: Sequence[int], index: Sequence[slice]
+) -> np.ndarray:
+    names = _inner(row).split()
+    size, wanted = dict(zip(names, shape)), dict(zip(names, index))
+    have, left, cut = {}, {}, []
+    for first, *rest in _groups(row.layout):
+        # Within a merged dimension only a range of its first axis is contiguous.
+        stride = math.prod(size[name] for name in rest)
+        rows = wanted[first]
+        cut.append(slice(rows.start * stride, rows.stop * stride))
+        have |= {first: rows.stop - rows.start, **{name: size[name] for name in rest}}
+        left |= {first: slice(None), **{name: wanted[name] for name in rest}}
+    read = einops.rearrange(
+        tensor[tuple(cut)], f"{row.layout} -> {' '.join(names)}", **have
+    )
+    return read[tuple(left[name] for name in names)]
+
+
+def _groups(layout: str) -> list[list[str]]:
+    """Axes of each published dimension: "(a b) c" is [[a, b], [c]]."""
+    groups, merged = [], False
+    for word in layout.replace("(", "( ").replace(")", " )").split():
+        if word == "(":
+            groups.append([])
+            merged = True
+        elif word == ")":
+            merged = False
+        elif merged:
+            groups[-1].append(word)
+        else:
+            groups.append([word])
+    return groups

@@ -30,6 +30,7 @@ class VisionSpec:
         post_norm: checkpoints hold a last LayerNorm; it is kept and never applied, since
             connectors read the residual stream before it.
         mean, std: of pixels in 0..1, per channel.
+        kind: model type on the hub whose keys its checkpoints have.
     """
 
     image: int
@@ -43,6 +44,7 @@ class VisionSpec:
     post_norm: bool = True
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
+    kind: str = "clip_vision_model"
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -64,6 +66,7 @@ class LanguageSpec:
         depth: layers.
         tied: the head is the embedding.
         head_bias: the head has a bias (Phi-2).
+        kind: model type on the hub whose keys its checkpoints have.
     """
 
     vocab: int
@@ -71,6 +74,7 @@ class LanguageSpec:
     depth: int
     tied: bool = False
     head_bias: bool = False
+    kind: str = "llama"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +104,9 @@ class LMMSpec:
         return dataclasses.replace(self, **parts, remat=remat, unroll=unroll)
 
 
-def vit_block(width: int, heads: int, hidden: int, activation: str) -> BlockSpec:
+def vit_block(
+    width: int, heads: int, hidden: int, activation: str, *, norm_eps: float = 1e-5
+) -> BlockSpec:
     """A bidirectional LayerNorm block with biases everywhere."""
     return BlockSpec(
         width=width,
@@ -109,6 +115,7 @@ def vit_block(width: int, heads: int, hidden: int, activation: str) -> BlockSpec
         head_dim=width // heads,
         hidden=hidden,
         norm="layer",
+        norm_eps=norm_eps,
         activation=activation,
         gated=False,
         bias="all",

@@ -1,0 +1,14 @@
+"""One file per family of architectures. Each has
+
+KINDS      model types of `config.json` that it reads
+IGNORED    patterns of keys that it does not need
+ALIASES    (pattern, replacement): other spellings of its keys (optional)
+read       fields -> spec
+rows       spec -> parameter rows in its keys
+fused      spec -> tensors that are stored as one (optional)
+config     spec -> `config.json`
+"""
+
+from lmm_jax.hub.families import llama, llava, phi, phi3, vision
+
+FAMILIES = {kind: f for f in (llama, phi, phi3, vision, llava) for kind in f.KINDS}

@@ -1,0 +1,78 @@
+"""Llama and those that share its keys: Mistral, Qwen2 (biased queries, keys and values),
+Qwen3 (normalised queries and keys)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lmm_jax.hub.fields import Fields, rope_fields
+from lmm_jax.models import decoder
+from lmm_jax.models.specs import LanguageSpec
+from lmm_jax.nn.block import BlockSpec
+from lmm_jax.nn.params import Param
+
+# model type -> (class on the hub, what its block has that Llama's has not)
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaForCausalLM", {}),
+    "mistral": ("MistralForCausalLM", {}),
+    "qwen2": ("Qwen2ForCausalLM", {"bias": "qkv"}),
+    "qwen3": ("Qwen3ForCausalLM", {"qk_norm": True}),
+}
+IGNORED = (r"rotary_emb\.inv_freq$",)
+_WINDOWS = {"mistral": 4096}  # where a config does not speak of it
+
+
+def read(f: Fields) -> LanguageSpec:
+    """The spec of a config.
+
+    Raises:
+        ValueError: a field that we do not know, or a value that we cannot compute.
+    """
+    kind = f.take("model_type")
+    width, heads = f.take("hidden_size"), f.take("num_attention_heads")
+    f.only("attention_bias", False, KINDS[kind][1].get("bias") == "qkv")
+    f.only("mlp_bias", False)
+    f.only("use_sliding_window", False)
+    depth = f.take("num_hidden_layers")
+    f.only("layer_types", ["full_attention"] * depth)
+    window = f.window(_WINDOWS.get(kind))
+    block = BlockSpec(
+        width=width,
+        heads=heads,
+        kv_heads=f.take("num_key_value_heads", heads),
+        head_dim=f.take("head_dim", width // heads),
+        hidden=f.take("intermediate_size"),
+        norm_eps=f.take("rms_norm_eps", 1e-6),
+        activation=f.activation("hidden_act", "silu"),
+        rope=f.rope(),
+        window=window,
+        **KINDS[kind][1],
+    )
+    tied = f.take("tie_word_embeddings", False)
+    return LanguageSpec(f.take("vocab_size"), block, depth, tied=tied, kind=kind)
+
+
+def rows(spec: LanguageSpec) -> tuple[Param, ...]:
+    """Rows in the keys of this family."""
+    return decoder.params(spec)
+
+
+def config(spec: LanguageSpec) -> dict[str, Any]:
+    """A `config.json` from which `read` gives `spec` again."""
+    b = spec.block
+    return {
+        "model_type": spec.kind,
+        "architectures": [KINDS[spec.kind][0]],
+        "vocab_size": spec.vocab,
+        "hidden_size": b.width,
+        "intermediate_size": b.hidden,
+        "num_hidden_layers": spec.depth,
+        "num_attention_heads": b.heads,
+        "num_key_value_heads": b.kv_heads,
+        "head_dim": b.head_dim,
+        "hidden_act": b.activation,
+        "rms_norm_eps": b.norm_eps,
+        "tie_word_embeddings": spec.tied,
+        "sliding_window": b.window,
+        **rope_fields(b.rope),
+    }

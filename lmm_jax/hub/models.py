@@ -1,0 +1,130 @@
+"""A folder of the hub as a spec and parameters, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+import re
+from typing import Any
+
+from lmm_jax.checkpoint.params import Tensor, from_published, published
+from lmm_jax.hub import folder as folders
+from lmm_jax.hub.families import FAMILIES
+from lmm_jax.hub.fields import Fields
+from lmm_jax.hub.folder import Folder
+from lmm_jax.hub.fused import Split, joined
+from lmm_jax.models.specs import LanguageSpec, LMMSpec, VisionSpec
+
+Spec = VisionSpec | LanguageSpec | LMMSpec
+
+
+def read_spec(folder: Folder) -> Spec:
+    """The architecture of a folder.
+
+    Raises:
+        ValueError: a model type, a field or a value that we do not know.
+    """
+    kind = folder.config.get("model_type")
+    if kind not in FAMILIES:
+        raise ValueError(
+            f"{folder.path}/config.json has model_type={kind!r}; lmm_jax reads "
+            f"{', '.join(sorted(FAMILIES))}."
+        )
+    fields = Fields(folder.config, f"{folder.path}/config.json")
+    spec = FAMILIES[kind].read(fields)
+    fields.done()
+    return spec
+
+
+def load(
+    folder: Folder, spec: Spec, abstract: Mapping[str, Any], *, unused: bool = False
+) -> dict[str, Any]:
+    """The parameters of a folder.
+
+    Args:
+        folder: opened.
+        spec: from `read_spec`; it may run fewer layers.
+        abstract: shapes, dtypes and, if they are to be placed, shardings.
+        unused: accept tensors that the model has no use for.
+
+    Raises:
+        ValueError: tensors are missing, left over, or of another shape.
+    """
+    family = FAMILIES[folder.config["model_type"]]
+    tensors = Split(
+        _Renamed(folder, getattr(family, "ALIASES", ())), _fused(family, spec)
+    )
+    rows = family.rows(spec)
+    params = from_published(tensors, rows, abstract)
+    if not unused:
+        left = _left(tensors, rows, family.IGNORED, spec)
+        if left:
+            raise ValueError(
+                f"{folder.path} has {len(left)} tensors that {folder.config['model_type']} "
+                f"has no use for, {left[0]!r} among them: is config.json of this model?"
+            )
+    return params
+
+
+def save(
+    path: str | Path,
+    spec: Spec,
+    params: Mapping[str, Any],
+    *,
+    kind: str,
+    config: Mapping[str, Any] | None = None,
+    shard_bytes: int = folders.SHARD_BYTES,
+) -> Path:
+    """Writes a folder that `transformers` opens.
+
+    Args:
+        path: of the folder.
+        spec, params: the model.
+        kind: model type, which decides keys and layout.
+        config: fields to add, such as token ids.
+        shard_bytes: see `folder.write`.
+
+    Raises:
+        ValueError: the folder already holds a model, or nobody writes this kind.
+    """
+    if kind not in FAMILIES:
+        raise ValueError(f"kind={kind!r}: use one of {', '.join(sorted(FAMILIES))}.")
+    family = FAMILIES[kind]
+    tensors = joined(published(params, family.rows(spec)), _fused(family, spec))
+    fields = {**family.config(spec), **(config or {})}
+    return folders.write(path, fields, tensors, shard_bytes=shard_bytes)
+
+
+class _Renamed(Mapping[str, Tensor]):
+    """Tensors under the names of a family, whatever spelling the folder uses."""
+
+    def __init__(
+        self, tensors: Mapping[str, Tensor], aliases: Sequence[tuple[str, str]]
+    ):
+        self._tensors, self._theirs = tensors, {}
+        for name in tensors:
+            ours = name
+            for pattern, replacement in aliases:
+                ours = re.sub(pattern, replacement, ours)
+            self._theirs[ours] = name
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[self._theirs[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._theirs)
+
+    def __len__(self) -> int:
+        return len(self._theirs)
+
+
+def _fused(family, spec):
+    return family.fused(spec) if hasattr(family, "fused") else {}
+
+
+def _left(tensors, rows, ignored, spec) -> list[str]:
+    """Names that no row asks for and that no pattern excuses."""
+    ends = [re.escape(row.key).replace(r"\{layer\}", r"\d+") + "$" for row in rows]
+    # A tied head may be stored all the same.
+    known = re.compile("|".join((*ends, *ignored, r"lm_head\.weight$")))
+    return [name for name in tensors if not known.search(name)]
