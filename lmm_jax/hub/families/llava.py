@@ -105,7 +105,7 @@ def config(spec: LMMSpec) -> dict[str, Any]:
         "model_type": "llava",
         "architectures": ["LlavaForConditionalGeneration"],
         "vision_config": vision.config(v),
-        "text_config": _language(spec).config(w),
+        "text_config": {**_language(spec).config(w), "pad_token_id": w.vocab - 1},
         "vision_feature_layer": v.run - v.depth - 1,
         "vision_feature_select_strategy": "default" if v.class_token else "full",
         "projector_hidden_act": "gelu",

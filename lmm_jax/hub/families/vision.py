@@ -86,4 +86,6 @@ def config(spec: VisionSpec) -> dict[str, Any]:
         "patch_size": spec.patch,
         "hidden_act": _NAMES.get(b.activation, b.activation),
         "layer_norm_eps": b.norm_eps,
+        # We hold no pooling head. The field means nothing to CLIP.
+        **({} if spec.class_token else {"vision_use_head": False}),
     }

@@ -1,0 +1,99 @@
+"""Vision towers against `transformers`."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from hypothesis import given
+from hypothesis import strategies as st
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from lmm_jax import hub
+from lmm_jax.depth.planner import Scan
+from lmm_jax.models.vit import VisionTransformer
+from tests.hub.test_language import FEW
+
+
+@st.composite
+def sizes(draw):
+    heads, patch = draw(st.integers(1, 3)), draw(st.sampled_from([4, 7]))
+    spare = draw(st.integers(0, 3))  # pixels beyond the last whole patch
+    return {
+        "hidden_size": heads * draw(st.sampled_from([8, 12])),
+        "intermediate_size": draw(st.integers(9, 40)),
+        "num_hidden_layers": draw(st.integers(1, 3)),
+        "num_attention_heads": heads,
+        "image_size": draw(st.integers(1, 3)) * patch + spare,
+        "patch_size": patch,
+    }
+
+
+TOWERS = {
+    "clip": (transformers.CLIPVisionConfig, transformers.CLIPVisionModel),
+    "siglip": (transformers.SiglipVisionConfig, transformers.SiglipVisionModel),
+}
+
+
+def scramble(model):
+    """Weights that matter, biases and norms included."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.2)
+    return model.eval()
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+def test_features_of_every_layer_equal_transformers(tower, tmp_path_factory):
+    @FEW
+    @given(fields=sizes())
+    def check(fields):
+        make_config, make_model = TOWERS[tower]
+        folder = tmp_path_factory.mktemp(tower)
+        model = scramble(make_model(make_config(**fields)))
+        model.save_pretrained(folder)
+        opened = hub.Folder(folder)
+        spec = hub.read_spec(opened)
+        params = hub.load(opened, spec, abstract(spec))
+
+        side = spec.image
+        pixels = np.random.default_rng(0).normal(size=(2, 3, side, side))
+        with torch.no_grad():
+            states = model(torch.tensor(pixels).float(), output_hidden_states=True)
+        images = pixels.transpose(0, 2, 3, 1).astype(np.float32)
+        for run in range(1, spec.depth + 1):
+            theirs = states.hidden_states[run][:, int(spec.class_token) :].numpy()
+            ours = features(dataclasses.replace(spec, run=run), params, images)
+            bound = 1e-5 * np.abs(theirs).max()
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=bound)
+
+        saved = hub.save(folder / "back", spec, params, kind=spec.kind)
+        again, whole = hub.Folder(saved), model.state_dict()
+        written = {name.removeprefix("vision_model."): again[name] for name in again}
+        for name, tensor in written.items():
+            theirs = whole[name.removeprefix("vision_model.")].numpy()
+            np.testing.assert_array_equal(np.asarray(tensor[:]), theirs)
+        assert {n for n in whole if not n.startswith("head.")} == set(written)
+        make_model.from_pretrained(saved)
+
+    check()
+
+
+def features(spec, params, images):
+    model = VisionTransformer(spec)
+    return model.apply({"params": params}, images, (Scan(0, spec.run),))
+
+
+def abstract(spec):
+    shape = (1, spec.image, spec.image, 3)
+    image = jax.ShapeDtypeStruct(shape, np.float32)
+    steps = (Scan(0, spec.run),)
+
+    def init(key, x):
+        return VisionTransformer(spec).init(key, x, steps)["params"]
+
+    return jax.eval_shape(init, jax.random.key(0), image)
