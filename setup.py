@@ -37,7 +37,14 @@ setup(
     extras_require={
         "gpu": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
-        "test": ["hypothesis", "pytest", "ruff"],
+        # This torch comes without CUDA; newer ones bring gigabytes of it.
+        "test": [
+            "hypothesis",
+            "pytest",
+            "ruff",
+            "torch==2.13.0",
+            "transformers==5.23.0",
+        ],
         "notebooks": ["ipykernel", "nbclient", "nbformat"],
     },
 )

@@ -69,6 +69,13 @@ def published(params: Tree, rows: Sequence[Param]) -> Iterator[tuple[str, np.nda
             yield key, np.ascontiguousarray(einops.rearrange(np.asarray(part), pattern))
 
 
+def names(rows: Sequence[Param], abstract: Tree) -> set[str]:
+    """The published names of all parameters in a tree."""
+    shapes = flatten(abstract)
+    found = (_keys(row, shapes[row.path].shape) for row in rows if row.path in shapes)
+    return {key for keys in found for key in keys}
+
+
 def flatten(tree: Tree) -> dict[str, Any]:
     """ "/"-joined path -> leaf."""
     return traverse_util.flatten_dict(tree, sep="/")

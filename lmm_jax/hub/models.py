@@ -7,7 +7,7 @@ from pathlib import Path
 import re
 from typing import Any
 
-from lmm_jax.checkpoint.params import Tensor, from_published, published
+from lmm_jax.checkpoint.params import Tensor, from_published, names, published
 from lmm_jax.hub import folder as folders
 from lmm_jax.hub.families import FAMILIES
 from lmm_jax.hub.fields import Fields
@@ -57,7 +57,10 @@ def load(
     rows = family.rows(spec)
     params = from_published(tensors, rows, abstract)
     if not unused:
-        left = _left(tensors, rows, family.IGNORED, spec)
+        # A tied head may be stored all the same.
+        excused = re.compile("|".join((*family.IGNORED, r"(^|\.)lm_head\.weight$")))
+        left = sorted(set(tensors) - names(rows, abstract))
+        left = [name for name in left if not excused.search(name)]
         if left:
             raise ValueError(
                 f"{folder.path} has {len(left)} tensors that {folder.config['model_type']} "
@@ -120,11 +123,3 @@ class _Renamed(Mapping[str, Tensor]):
 
 def _fused(family, spec):
     return family.fused(spec) if hasattr(family, "fused") else {}
-
-
-def _left(tensors, rows, ignored, spec) -> list[str]:
-    """Names that no row asks for and that no pattern excuses."""
-    ends = [re.escape(row.key).replace(r"\{layer\}", r"\d+") + "$" for row in rows]
-    # A tied head may be stored all the same.
-    known = re.compile("|".join((*ends, *ignored, r"lm_head\.weight$")))
-    return [name for name in tensors if not known.search(name)]

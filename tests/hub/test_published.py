@@ -1,0 +1,184 @@
+"""Full-size specs from the official `config.json` values: parameters to the unit.
+
+Configs and counts: the models' pages on the hub; counts of the towers with their heads.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import pytest
+
+from lmm_jax.hub.families import FAMILIES
+from lmm_jax.hub.fields import Fields
+from tests.hub import test_language, test_vision
+
+LLAMA = dict(
+    model_type="llama", hidden_act="silu", rms_norm_eps=1e-5, tie_word_embeddings=False
+)
+VICUNA = dict(LLAMA, vocab_size=32000, max_position_embeddings=4096)
+LLAMA3 = dict(
+    LLAMA,
+    vocab_size=128256,
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    rope_theta=500000.0,
+)
+SCALING = dict(
+    rope_type="llama3",
+    factor=8.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    original_max_position_embeddings=8192,
+)
+LANGUAGE = {
+    "vicuna-7b": (
+        dict(
+            VICUNA,
+            hidden_size=4096,
+            intermediate_size=11008,
+            num_hidden_layers=32,
+            num_attention_heads=32,
+            num_key_value_heads=32,
+        ),
+        6_738_415_616,
+    ),
+    "vicuna-13b": (
+        dict(
+            VICUNA,
+            hidden_size=5120,
+            intermediate_size=13824,
+            num_hidden_layers=40,
+            num_attention_heads=40,
+            num_key_value_heads=40,
+        ),
+        13_015_864_320,
+    ),
+    "llama-3-8b": (LLAMA3, 8_030_261_248),
+    "llama-3.1-8b": (dict(LLAMA3, rope_scaling=SCALING), 8_030_261_248),
+    "qwen2-7b": (
+        dict(
+            model_type="qwen2",
+            vocab_size=152064,
+            hidden_size=3584,
+            intermediate_size=18944,
+            num_hidden_layers=28,
+            num_attention_heads=28,
+            num_key_value_heads=4,
+            hidden_act="silu",
+            rms_norm_eps=1e-6,
+            rope_theta=1e6,
+            sliding_window=131072,
+            use_sliding_window=False,
+            max_window_layers=28,
+        ),
+        7_615_616_512,
+    ),
+    "qwen3-8b": (
+        dict(
+            model_type="qwen3",
+            vocab_size=151936,
+            hidden_size=4096,
+            intermediate_size=12288,
+            num_hidden_layers=36,
+            num_attention_heads=32,
+            num_key_value_heads=8,
+            head_dim=128,
+            hidden_act="silu",
+            rms_norm_eps=1e-6,
+            rope_theta=1e6,
+            attention_bias=False,
+        ),
+        8_190_735_360,
+    ),
+    "phi-2": (
+        dict(
+            model_type="phi",
+            vocab_size=51200,
+            hidden_size=2560,
+            intermediate_size=10240,
+            num_hidden_layers=32,
+            num_attention_heads=32,
+            partial_rotary_factor=0.4,
+            hidden_act="gelu_new",
+            layer_norm_eps=1e-5,
+            resid_pdrop=0.1,
+            qk_layernorm=False,
+        ),
+        2_779_683_840,
+    ),
+    "phi-3-mini-4k": (
+        dict(
+            model_type="phi3",
+            vocab_size=32064,
+            hidden_size=3072,
+            intermediate_size=8192,
+            num_hidden_layers=32,
+            num_attention_heads=32,
+            num_key_value_heads=32,
+            hidden_act="silu",
+            rms_norm_eps=1e-5,
+            rope_theta=10000.0,
+            sliding_window=2047,
+            attention_bias=False,
+        ),
+        3_821_079_552,
+    ),
+}
+
+_D, _F = 1152, 4304  # of the pooling head: a probe, attention, a norm and an MLP
+SIGLIP_HEAD = _D + 4 * _D * (_D + 1) + 2 * _D + _D * _F + _F + _F * _D + _D
+VISION = {
+    "clip-l-336": (
+        dict(
+            model_type="clip_vision_model",
+            hidden_size=1024,
+            intermediate_size=4096,
+            num_hidden_layers=24,
+            num_attention_heads=16,
+            image_size=336,
+            patch_size=14,
+            projection_dim=768,
+        ),
+        303_507_456,
+    ),
+    "siglip-so400m-384": (
+        dict(
+            model_type="siglip_vision_model",
+            hidden_size=1152,
+            intermediate_size=4304,
+            num_hidden_layers=27,
+            num_attention_heads=16,
+            image_size=384,
+            patch_size=14,
+        ),
+        428_225_600 - SIGLIP_HEAD,
+    ),
+}
+
+
+def read(fields):
+    found = Fields(fields)
+    spec = FAMILIES[fields["model_type"]].read(found)
+    found.done()
+    return spec
+
+
+def count(tree) -> int:
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("name", LANGUAGE)
+def test_language_models(name):
+    fields, parameters = LANGUAGE[name]
+    assert count(test_language.abstract(read(fields))) == parameters
+
+
+@pytest.mark.parametrize("name", VISION)
+def test_towers(name):
+    fields, parameters = VISION[name]
+    assert count(test_vision.abstract(read(fields))) == parameters
