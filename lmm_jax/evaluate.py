@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 from tqdm import tqdm
 
-from lmm_jax import cli, experiment, runs
+from lmm_jax import cli, experiment, runs, weights
 from lmm_jax.data import pipeline
 from lmm_jax.decode import Generator, words
 from lmm_jax.depth.cost import cost
@@ -44,8 +44,7 @@ def evaluate(exp: Experiment) -> list[report.Record]:
     chosen = [tasks.named(name) for name in settings.tasks]
     experiment.prepare_data(exp)
     model = exp.model(train=False)
-    run = exp.params_from
-    params, done = runs.load_params(exp, model, run), runs.trained(run)
+    params, done = weights.to_run(exp, model), runs.trained(weights.source(exp))
     records = []
     for task in chosen:
         rows, prompt = answer(exp, model, params, task)

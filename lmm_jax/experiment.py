@@ -18,7 +18,7 @@ import ml_collections
 import numpy as np
 
 from lmm_jax import config as configs
-from lmm_jax import optim, strategies
+from lmm_jax import hub, optim, strategies
 from lmm_jax.data import documents, pipeline
 from lmm_jax.data.conversation import find_template
 from lmm_jax.data.images import ImageSpec
@@ -30,6 +30,7 @@ from lmm_jax.models.specs import LMMSpec, named
 from lmm_jax.parallel.axes import RULES, Axes
 from lmm_jax.parallel.mesh import MeshConfig, global_batch, make_mesh
 
+SIZES = "sizes.json"  # in a work directory, in the form of the hub's config.json
 HOST_ONLY = ("id", "skipped")  # what a batch says to the host, not to the device
 
 
@@ -38,7 +39,10 @@ class ModelConfig:
     """Which model, and how it is computed.
 
     Attributes:
-        vision, language: named sizes of `lmm_jax.models.specs`.
+        vision, language: named sizes of `lmm_jax.models.specs`; folders named in
+            `init` bring their own sizes.
+        vision_layer: of a tower that comes as a folder, the hidden state that is read,
+            counted as LLaVA does: -2 is before the last layer.
         dtype: of computation; "auto" is bfloat16 on accelerators and float32 on CPU,
             where XLA's bfloat16 is many times slower.
         param_dtype: of parameters.
@@ -48,6 +52,7 @@ class ModelConfig:
 
     vision: str
     language: str
+    vision_layer: int = -2
     dtype: str = "auto"
     param_dtype: str = "float32"
     remat: Literal["none", "full", "dots"] = "none"
@@ -122,10 +127,17 @@ class InitConfig:
     """Where parameters come from when the work directory has no checkpoint.
 
     Attributes:
-        run: another run's work directory; its parameters are loaded, shape by shape.
+        run: another run's work directory, or what `lmm_jax.convert` wrote; its parameters
+            are loaded, shape by shape.
+        load: a LLaVA folder in the hub's layout: sizes and all parameters.
+        vision, language: folders of one part each: its sizes and parameters; what no
+            folder holds (the projector) starts fresh.
     """
 
     run: str = ""
+    load: str = ""
+    vision: str = ""
+    language: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,10 +223,37 @@ class Experiment:
         dtype = m.dtype
         if dtype == "auto":
             dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-        spec = LMMSpec(named("vision", m.vision), named("language", m.language))
-        return spec.replaced(
+        return self._sizes().replaced(
             dtype=dtype, param_dtype=m.param_dtype, remat=m.remat, unroll=m.unroll
         )
+
+    @property
+    def sizes_from_folder(self) -> bool:
+        """Whether sizes are those of a hub folder and not named ones."""
+        init = self.config.init
+        return bool(init.load or init.vision or init.language or self._remembered)
+
+    @property
+    def _remembered(self) -> Path | None:
+        """Where an earlier start wrote the sizes of folders, which may be gone."""
+        told = filter(None, (self.config.workdir, self.config.init.run))
+        files = (Path(run) / SIZES for run in told)
+        return next((file for file in files if file.is_file()), None)
+
+    def _sizes(self) -> LMMSpec:
+        m, init = self.config.model, self.config.init
+        if self._remembered:
+            found = hub.read_json(self._remembered)
+            return hub.read_spec(found, self._remembered.parent)
+        if init.load:
+            return hub.lmm_spec(init.load)
+        if init.vision:
+            vision = hub.tower_spec(init.vision, m.vision_layer)
+        else:
+            vision = named("vision", m.vision)
+        if init.language:
+            return LMMSpec(vision, hub.language_spec(init.language))
+        return LMMSpec(vision, named("language", m.language))
 
     def plan(self, *, train: bool) -> Plan:
         """The plan for learning or for running; some strategies differ between the two.
@@ -289,13 +328,6 @@ class Experiment:
         """Rows of this process as global arrays on the mesh; host-only keys stay here."""
         rows = {name: x for name, x in batch.items() if name not in HOST_ONLY}
         return global_batch(rows, self.axes.batch(rows))
-
-    @property
-    def params_from(self) -> str:
-        """The run whose parameters are evaluated: this one, or the one it starts from."""
-        own = Path(self.config.workdir) / "checkpoints"
-        run = self.config.init.run
-        return self.config.workdir if own.is_dir() or not run else run
 
 
 def build(

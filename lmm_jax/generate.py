@@ -12,7 +12,7 @@ from absl import flags
 import jax
 import numpy as np
 
-from lmm_jax import cli, experiment, runs
+from lmm_jax import cli, experiment, weights
 from lmm_jax.data import pipeline
 from lmm_jax.data.pipeline import BadRecord, Question
 from lmm_jax.decode import Generator, Sampling, words
@@ -30,7 +30,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of the draws.")
 def main(argv: list[str], config) -> None:
     exp = experiment.build(config)
     model = exp.model(train=False)
-    params = runs.load_params(exp, model, exp.config.workdir)
+    params = weights.to_run(exp, model)
     question = Question("prompt", tuple(_IMAGE.value), _PROMPT.value)
     try:
         batch = next(pipeline.prompts([question], exp.samples(model.plan), 1))

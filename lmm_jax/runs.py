@@ -1,6 +1,7 @@
 """Run directories: what a run says of itself, and reading it back.
 
 workdir/config.json, plan.txt, versions.json, tokenizer/    written at every start
+workdir/sizes.json    of a model that came from folders of the hub, which may be gone
 workdir/checkpoints/, frozen/, training.json                what was learned
 """
 
@@ -17,10 +18,10 @@ import jax
 import ml_collections
 
 from lmm_jax import config as configs
-from lmm_jax import experiment, partition
+from lmm_jax import experiment, hub, partition
 from lmm_jax.checkpoint.state import CheckpointReader
 from lmm_jax.depth.table import table
-from lmm_jax.experiment import Experiment
+from lmm_jax.experiment import SIZES, Experiment
 from lmm_jax.models import lmm
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -58,6 +59,9 @@ def describe(
         (workdir / "config.json").write_text(configs.to_json(config))
         (workdir / "plan.txt").write_text(table(experiment.plan(train=False)) + "\n")
         experiment.tokenizer.save(workdir / "tokenizer")
+        if experiment.sizes_from_folder:
+            sizes = hub.model_config(experiment.spec, "llava")
+            (workdir / SIZES).write_text(json.dumps(sizes, indent=2) + "\n")
         (workdir / "versions.json").write_text(json.dumps(versions(), indent=2) + "\n")
     except OSError as error:
         raise ValueError(
@@ -89,8 +93,12 @@ def load_params(exp: Experiment, model: lmm.LMM, run: str) -> dict[str, Any]:
         ValueError: the directory is not that of a run.
         CheckpointError: no finished checkpoint, or one of another model.
     """
-    learned = experiment.build(load_run(run)).config.train.learn
     abstract = exp.placed_params(model)
+    learned = tuple(abstract)  # of what `lmm_jax.convert` wrote, which is no run
+    if not (
+        (Path(run) / SIZES).is_file() and not (Path(run) / "config.json").is_file()
+    ):
+        learned = experiment.build(load_run(run)).config.train.learn
     selection = partition.select(abstract, learned)
     learning, frozen = partition.split(abstract, selection)
     checkpoints = CheckpointReader(run)

@@ -27,7 +27,17 @@ import ml_collections
 import numpy as np
 import optax
 
-from lmm_jax import cli, evaluate, experiment, losses, metrics, optim, partition, runs
+from lmm_jax import (
+    cli,
+    evaluate,
+    experiment,
+    losses,
+    metrics,
+    optim,
+    partition,
+    runs,
+    weights,
+)
 from lmm_jax.checkpoint.state import Checkpoints
 from lmm_jax.data import conversation, pipeline
 from lmm_jax.depth.cost import train_flops
@@ -167,7 +177,7 @@ def make_parts(exp: Experiment) -> Parts:
 
 
 def initial_state(exp: Experiment, parts: Parts) -> tuple[TrainState, Any]:
-    """Fresh parameters, or another run's; each is made where it will live."""
+    """Fresh parameters, or what `init` names; each is made where it will live."""
     shardings = jax.tree.map(
         lambda x: x.sharding, (parts.abstract_state, parts.abstract_frozen)
     )
@@ -177,8 +187,8 @@ def initial_state(exp: Experiment, parts: Parts) -> tuple[TrainState, Any]:
         step = jnp.zeros((), jnp.int32)
         return TrainState(step, learning, parts.transform.init(learning)), frozen
 
-    if exp.config.init.run:
-        params = runs.load_params(exp, parts.model, exp.config.init.run)
+    if exp.config.init != experiment.InitConfig():
+        params = weights.initial(exp, parts.model)
         return jax.jit(make, out_shardings=shardings, donate_argnums=0)(params)
 
     def fresh(key):

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 import grain.checkpoint
+import jax
 import orbax.checkpoint as ocp
 
 from lmm_jax.checkpoint.compare import CheckpointError, check
@@ -136,6 +137,13 @@ class CheckpointReader:
         for name in part.split("/"):
             tree = tree[name]
         return tree
+
+    def dtypes(self, part: str) -> Tree:
+        """The dtypes in which one branch of the latest state is stored."""
+        tree = self._manager.item_metadata(self.resolve(None))["state"].tree
+        for name in part.split("/"):
+            tree = tree[name]
+        return jax.tree.map(lambda leaf: leaf.dtype, tree)
 
     def restore_frozen(self, abstract: Tree) -> Tree:
         """What `save_frozen` wrote, cast to the dtypes of `abstract`.

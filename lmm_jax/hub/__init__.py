@@ -4,7 +4,25 @@
 `folder` reads and writes the files; `load` and `save` put the two together.
 """
 
-from lmm_jax.hub.folder import Folder
-from lmm_jax.hub.models import load, read_spec, save
+from lmm_jax.hub.folder import Folder, read_json
+from lmm_jax.hub.models import (
+    language_spec,
+    lmm_spec,
+    load,
+    model_config,
+    read_spec,
+    save,
+    tower_spec,
+)
 
-__all__ = ["Folder", "load", "read_spec", "save"]
+__all__ = [
+    "Folder",
+    "language_spec",
+    "lmm_spec",
+    "load",
+    "model_config",
+    "read_json",
+    "read_spec",
+    "save",
+    "tower_spec",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
 from pathlib import Path
 import re
 from typing import Any
@@ -18,21 +19,62 @@ from lmm_jax.models.specs import LanguageSpec, LMMSpec, VisionSpec
 Spec = VisionSpec | LanguageSpec | LMMSpec
 
 
-def read_spec(folder: Folder) -> Spec:
-    """The architecture of a folder.
+def read_spec(config: Mapping[str, Any], where: str | Path) -> Spec:
+    """The architecture that a `config.json` describes.
+
+    Args:
+        config: its contents.
+        where: its folder, for messages.
 
     Raises:
         ValueError: a model type, a field or a value that we do not know.
     """
-    kind = folder.config.get("model_type")
+    kind = config.get("model_type")
     if kind not in FAMILIES:
         raise ValueError(
-            f"{folder.path}/config.json has model_type={kind!r}; lmm_jax reads "
+            f"{where}: config.json has model_type={kind!r}; lmm_jax reads "
             f"{', '.join(sorted(FAMILIES))}."
         )
-    fields = Fields(folder.config, f"{folder.path}/config.json")
+    fields = Fields(config, f"{where}: config.json")
     spec = FAMILIES[kind].read(fields)
     fields.done()
+    return spec
+
+
+def lmm_spec(path: str | Path) -> LMMSpec:
+    """Sizes of a whole LMM's folder.
+
+    Raises:
+        FileNotFoundError, ValueError: no such folder, or it holds something else.
+    """
+    return _spec_of(path, LMMSpec, "a whole model (vision, projector and language)")
+
+
+def language_spec(path: str | Path) -> LanguageSpec:
+    """Sizes of a language model's folder; raises as `lmm_spec`."""
+    return _spec_of(path, LanguageSpec, "a language model")
+
+
+def tower_spec(path: str | Path, layer: int) -> VisionSpec:
+    """Sizes of a vision tower's folder, run up to hidden state `layer` (-1: the last).
+
+    Raises:
+        FileNotFoundError, ValueError: as `lmm_spec`, or no such layer.
+    """
+    spec = _spec_of(path, VisionSpec, "a vision tower")
+    run = layer if layer >= 0 else spec.depth + 1 + layer
+    if not 0 < run <= spec.depth:
+        raise ValueError(
+            f"model.vision_layer={layer}: {path} has {spec.depth} layers; use 1 to "
+            f"{spec.depth}, or -1 to -{spec.depth}."
+        )
+    return dataclasses.replace(spec, run=run)
+
+
+def _spec_of(path: str | Path, kind: type, what: str) -> Any:
+    spec = read_spec(folders.read_json(Path(path) / "config.json"), path)
+    if not isinstance(spec, kind):
+        raise ValueError(f"{path} holds no {what.removeprefix('a ')}; give {what}.")
     return spec
 
 
@@ -67,6 +109,11 @@ def load(
                 f"has no use for, {left[0]!r} among them: is config.json of this model?"
             )
     return params
+
+
+def model_config(spec: Spec, kind: str) -> dict[str, Any]:
+    """A `config.json` from which `read_spec` gives `spec` again."""
+    return FAMILIES[kind].config(spec)
 
 
 def save(

@@ -68,8 +68,16 @@ class Axes:
         return jax.lax.with_sharding_constraint(x, self.sharding(names, x.shape))
 
     def batch(self, batch: Mapping[str, Any]) -> dict[str, NamedSharding]:
-        """Shardings of a batch: rows over the data axes."""
-        return {name: self.sharding("batch") for name in batch}
+        """Shardings of a batch: rows over the data axes.
+
+        A batch that they do not divide, such as a single prompt, is held by every device
+        where there is one process; several processes need their share each.
+        """
+        alone = jax.process_count() == 1
+        return {
+            name: self.sharding("batch", x.shape[:1] if alone else None)
+            for name, x in batch.items()
+        }
 
     def params(self, abstract: Mapping[str, Any], rows: Sequence[Param]) -> Any:
         """Shardings of a parameter tree, from its rows.

@@ -1,0 +1,77 @@
+"""Where parameters come from: a checkpoint, folders of the hub, or a random key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from lmm_jax import hub, runs
+from lmm_jax.experiment import Experiment
+from lmm_jax.models import lmm
+
+
+def initial(exp: Experiment, model: lmm.LMM) -> dict[str, Any]:
+    """What a training starts from, each parameter made or read where it will live.
+
+    Raises:
+        ValueError, FileNotFoundError: a folder or run that does not fit; says why.
+    """
+    init, abstract = exp.config.init, exp.placed_params(model)
+    if init.run:
+        return runs.load_params(exp, model, init.run)
+    found: dict[str, Any] = {}
+    if init.load:
+        parts = ("vision", "connector", "language")
+        found = _read(init.load, exp.spec, {name: abstract[name] for name in parts})
+    if init.vision:
+        found["vision"] = _read(init.vision, exp.spec.vision, abstract["vision"])
+    if init.language:
+        found["language"] = _read(
+            init.language, exp.spec.language, abstract["language"]
+        )
+    return {**found, **_fresh(exp, model, abstract, set(abstract) - set(found))}
+
+
+def source(exp: Experiment) -> str:
+    """Whose parameters are evaluated: the work directory's, else those `init` names.
+
+    Raises:
+        ValueError: there are none.
+    """
+    init, workdir = exp.config.init, exp.config.workdir
+    if (Path(workdir) / "checkpoints").is_dir():
+        return workdir
+    if init.run or init.load:
+        return init.run or init.load
+    raise ValueError(
+        f"{workdir} has no checkpoint: train first, or give --config.init.run=DIR of a "
+        "run or --config.init.load=DIR of a LLaVA folder."
+    )
+
+
+def to_run(exp: Experiment, model: lmm.LMM) -> dict[str, Any]:
+    """The parameters of `source`; raises as it does."""
+    if source(exp) == exp.config.workdir:
+        return runs.load_params(exp, model, exp.config.workdir)
+    return initial(exp, model)
+
+
+def _read(path: str, spec: Any, abstract: Any) -> dict[str, Any]:
+    return hub.load(hub.Folder(path), spec, abstract)
+
+
+def _fresh(exp, model, abstract, names: set[str]) -> dict[str, Any]:
+    """Fresh values of some branches; the compiler leaves the others out."""
+    if not names:
+        return {}
+    wanted = {name: abstract[name] for name in names}
+    shardings = jax.tree.map(lambda x: x.sharding, wanted)
+
+    def make(key):
+        params = lmm.init(model, key)
+        return {name: params[name] for name in names}
+
+    key = jax.random.key(exp.config.train.seed)
+    return jax.jit(make, out_shardings=shardings)(key)
