@@ -234,6 +234,16 @@ class Experiment:
         return bool(init.load or init.vision or init.language or self._remembered)
 
     @property
+    def called(self) -> str:
+        """The model in words: names of sizes, or the folders they come from."""
+        m, init = self.config.model, self.config.init
+        if self._remembered:
+            return f"sizes of {self._remembered}"
+        return init.load or " + ".join(
+            (init.vision or m.vision, init.language or m.language)
+        )
+
+    @property
     def _remembered(self) -> Path | None:
         """Where an earlier start wrote the sizes of folders, which may be gone."""
         told = filter(None, (self.config.workdir, self.config.init.run))
@@ -289,8 +299,8 @@ class Experiment:
         if tokenizer.vocab_size > self.spec.language.vocab:
             raise ValueError(
                 f"tokenizer {self.config.text.tokenizer!r} has {tokenizer.vocab_size} "
-                f"tokens, {self.config.model.language} embeds "
-                f"{self.spec.language.vocab}: use the tokenizer of that model."
+                f"tokens, {self.called} embeds {self.spec.language.vocab}: use the "
+                "tokenizer of that model."
             )
         return tokenizer
 

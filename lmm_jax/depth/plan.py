@@ -17,14 +17,13 @@ _TRAIN = flags.DEFINE_bool("train", False, "The plan for learning, not for runni
 
 def main(argv: list[str], config) -> None:
     exp = experiment.build(config)
-    c = exp.config
     model = exp.model(train=_TRAIN.value)
     plan = model.plan
     leaves = jax.tree.leaves(exp.abstract_params(model))
     count = sum(leaf.size for leaf in leaves)
     visual = plan.geometry.images * plan.tokens_per_image
     print(
-        f"{c.name}: {c.model.vision} + {c.model.language}, {count:,} parameters\n"
+        f"{exp.config.name}: {exp.called}, {count:,} parameters\n"
         f"prompt of {_TEXT.value} text + {visual} visual tokens, bfloat16 cache"
     )
     print(table(plan, text=_TEXT.value))
