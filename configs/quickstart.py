@@ -12,7 +12,7 @@ from lmm_jax.data.documents import HIRES_CATEGORIES, LOWRES_CATEGORIES
 
 
 def get_config(arg=None):
-    a = config.parse(arg, strategy="deepstack", steps=1200, seed=0)
+    a = config.parse(arg, strategy="deepstack", steps=1600, seed=0)
     c = presets.llava(language="quickstart-lm", vision="quickstart-vit")
     c.name = a.strategy
     c.workdir = f"runs/quickstart-{a.strategy}"
