@@ -23,8 +23,9 @@ def initial(exp: Experiment, model: lmm.LMM) -> dict[str, Any]:
         return runs.load_params(exp, model, init.run)
     found: dict[str, Any] = {}
     if init.load:
-        parts = ("vision", "connector", "language")
-        found = _read(init.load, exp.spec, {name: abstract[name] for name in parts})
+        parts = {name: abstract[name] for name in ("vision", "connector", "language")}
+        elsewhere = [name for name in parts if getattr(init, name, "")]
+        found = hub.load(hub.Folder(init.load), exp.spec, parts, without=elsewhere)
     if init.vision:
         found["vision"] = _read(init.vision, exp.spec.vision, abstract["vision"])
     if init.language:

@@ -117,7 +117,8 @@ def _check(tensors: Mapping[str, Tensor], row: Param, shape: tuple[int, ...]) ->
         raise ValueError(
             f"{row.path} needs {missing[0]!r}, which the checkpoint lacks "
             f"({len(missing)} of its {len(keys)} tensors are missing): is it of "
-            "another model, or a part of it only?"
+            "another model, or is this part in a folder of its own (init.vision, "
+            "init.language)?"
         )
     sizes = dict(zip(row.axes.split(), shape))
     wanted = tuple(math.prod(sizes[a] for a in group) for group in _groups(row.layout))

@@ -84,6 +84,12 @@ class Fields:
         self._read.add("sliding_window")
         return self._values.get("sliding_window", absent)
 
+    def called(self, kind: str) -> Fields:
+        """The same object under another model type; what either reads counts as read."""
+        same = Fields({**self._values, "model_type": kind}, self._where)
+        same._read = self._read
+        return same
+
     def inner(self, name: str) -> Fields:
         """An object inside this one."""
         return Fields(self.take(name), f"{self._where}: {name}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 import dataclasses
 from pathlib import Path
 import re
@@ -29,13 +29,13 @@ def read_spec(config: Mapping[str, Any], where: str | Path) -> Spec:
     Raises:
         ValueError: a model type, a field or a value that we do not know.
     """
-    kind = config.get("model_type")
+    kind = _kind(config)
     if kind not in FAMILIES:
         raise ValueError(
             f"{where}: config.json has model_type={kind!r}; lmm_jax reads "
             f"{', '.join(sorted(FAMILIES))}."
         )
-    fields = Fields(config, f"{where}: config.json")
+    fields = Fields({**config, "model_type": kind}, f"{where}: config.json")
     spec = FAMILIES[kind].read(fields)
     fields.done()
     return spec
@@ -79,7 +79,12 @@ def _spec_of(path: str | Path, kind: type, what: str) -> Any:
 
 
 def load(
-    folder: Folder, spec: Spec, abstract: Mapping[str, Any], *, unused: bool = False
+    folder: Folder,
+    spec: Spec,
+    abstract: Mapping[str, Any],
+    *,
+    without: Collection[str] = (),
+    unused: bool = False,
 ) -> dict[str, Any]:
     """The parameters of a folder.
 
@@ -87,17 +92,19 @@ def load(
         folder: opened.
         spec: from `read_spec`; it may run fewer layers.
         abstract: shapes, dtypes and, if they are to be placed, shardings.
+        without: branches of `abstract` that come from elsewhere.
         unused: accept tensors that the model has no use for.
 
     Raises:
         ValueError: tensors are missing, left over, or of another shape.
     """
-    family = FAMILIES[folder.config["model_type"]]
+    family = FAMILIES[_kind(folder.config)]
     tensors = Split(
         _Renamed(folder, getattr(family, "ALIASES", ())), _fused(family, spec)
     )
     rows = family.rows(spec)
-    params = from_published(tensors, rows, abstract)
+    wanted = {name: x for name, x in abstract.items() if name not in without}
+    params = from_published(tensors, rows, wanted)
     if not unused:
         # A tied head may be stored all the same.
         excused = re.compile("|".join((*family.IGNORED, r"(^|\.)lm_head\.weight$")))
@@ -105,7 +112,7 @@ def load(
         left = [name for name in left if not excused.search(name)]
         if left:
             raise ValueError(
-                f"{folder.path} has {len(left)} tensors that {folder.config['model_type']} "
+                f"{folder.path} has {len(left)} tensors that {_kind(folder.config)} "
                 f"has no use for, {left[0]!r} among them: is config.json of this model?"
             )
     return params
@@ -143,6 +150,12 @@ def save(
     tensors = joined(published(params, family.rows(spec)), _fused(family, spec))
     fields = {**family.config(spec), **(config or {})}
     return folders.write(path, fields, tensors, shard_bytes=shard_bytes)
+
+
+def _kind(config: Mapping[str, Any]) -> str | None:
+    kind = config.get("model_type")
+    # The first releases of the original code used what is now the other layout's name.
+    return "llava_llama" if kind == "llava" and "mm_vision_tower" in config else kind
 
 
 class _Renamed(Mapping[str, Tensor]):

@@ -142,6 +142,19 @@ VISION = {
     "clip-l-336": VisionSpec(
         336, 14, vit_block(1024, 16, 4096, "quick_gelu"), depth=24, run=23
     ),
+    "siglip-so400m-384": VisionSpec(
+        384,
+        14,
+        vit_block(1152, 16, 4304, "gelu_tanh", norm_eps=1e-6),
+        depth=27,
+        run=26,
+        class_token=False,
+        pre_norm=False,
+        patch_bias=True,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        kind="siglip_vision_model",
+    ),
     "quickstart-vit": VisionSpec(
         32,
         8,

@@ -40,12 +40,12 @@ def same(one, two) -> None:
 
 def opened(path):
     folder = hub.Folder(path)
-    return hub.load(folder, hub.read_spec(folder), abstract(SPEC))
+    return hub.load(folder, hub.read_spec(folder.config, folder.path), abstract(SPEC))
 
 
 def test_several_shards_and_their_index(folder):
     assert len(list(folder.glob("*.safetensors"))) > 2
-    assert hub.read_spec(hub.Folder(folder)) == SPEC
+    assert hub.read_spec(hub.read_json(folder / "config.json"), folder) == SPEC
     same(opened(folder), weights())
 
 
@@ -112,7 +112,7 @@ def test_a_config_that_we_cannot_compute(folder, fields, says):
     edit(folder, **fields)
     with pytest.raises(ValueError, match=says):
         source = hub.Folder(folder)
-        spec = hub.read_spec(source)
+        spec = hub.read_spec(source.config, source.path)
         hub.load(source, spec, abstract(spec))
 
 
@@ -153,7 +153,7 @@ def test_tensors_of_another_model(folder, tmp_path):
     fields = {"model_type": "phi", "layer_norm_eps": 1e-5, "hidden_act": "gelu_new"}
     edit(phi, **fields, head_dim=None, rms_norm_eps=None)
     source = hub.Folder(phi)
-    spec = hub.read_spec(source)
+    spec = hub.read_spec(source.config, source.path)
     with pytest.raises(ValueError, match="the checkpoint lacks"):
         hub.load(source, spec, abstract(spec))
 

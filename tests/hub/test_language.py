@@ -166,7 +166,7 @@ def test_equals_transformers(family, tmp_path_factory):
         folder = tmp_path_factory.mktemp(family)
         model = random_model(config, folder)
         opened = hub.Folder(folder)
-        spec = hub.read_spec(opened)
+        spec = hub.read_spec(opened.config, opened.path)
         params = hub.load(opened, spec, abstract(spec))
 
         rng = np.random.default_rng(0)

@@ -90,7 +90,7 @@ def expanded(ids: np.ndarray, mask: np.ndarray) -> tuple[torch.Tensor, torch.Ten
 
 def ours(path):
     opened = hub.Folder(path)
-    spec = hub.read_spec(opened)
+    spec = hub.read_spec(opened.config, opened.path)
     ids, mask, pixels = prompts()
     sizes = lmm.geometry(spec, images=1, crops=0, prefix=0, suffix=ids.shape[1])
     model = lmm.LMM(spec, make_plan(sizes, ()))

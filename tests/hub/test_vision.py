@@ -57,7 +57,7 @@ def test_features_of_every_layer_equal_transformers(tower, tmp_path_factory):
         model = scramble(make_model(make_config(**fields)))
         model.save_pretrained(folder)
         opened = hub.Folder(folder)
-        spec = hub.read_spec(opened)
+        spec = hub.read_spec(opened.config, opened.path)
         params = hub.load(opened, spec, abstract(spec))
 
         side = spec.image

@@ -9,6 +9,7 @@ fused      spec -> tensors that are stored as one (optional)
 config     spec -> `config.json`
 """
 
-from lmm_jax.hub.families import llama, llava, phi, phi3, vision
+from lmm_jax.hub.families import llama, llava, llava_original, phi, phi3, vision
 
-FAMILIES = {kind: f for f in (llama, phi, phi3, vision, llava) for kind in f.KINDS}
+ALL = (llama, phi, phi3, vision, llava, llava_original)
+FAMILIES = {kind: f for f in ALL for kind in f.KINDS}

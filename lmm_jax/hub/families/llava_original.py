@@ -1,0 +1,116 @@
+"""LLaVA and Bunny as their own code stores them: a language model with `mm_` fields.
+
+The vision tower is named, and stored only where it was tuned; otherwise it comes from its
+own folder. The image token has no row in the vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from lmm_jax.hub.families import llama, phi, phi3, vision
+from lmm_jax.hub.fields import Fields
+from lmm_jax.hub.fused import Fused
+from lmm_jax.models import connector
+from lmm_jax.models.specs import VISION, LMMSpec
+from lmm_jax.nn.params import Param
+
+_LANGUAGES = {kind: f for f in (llama, phi, phi3) for kind in f.KINDS}
+# model type -> model type of its language model
+KINDS = {
+    "llava_llama": "llama",
+    "llava_mistral": "mistral",
+    "llava_qwen": "qwen2",
+    "bunny-llama": "llama",
+    "bunny-phi": "phi",
+    "bunny-phi3": "phi3",
+    "bunny-qwen2": "qwen2",
+}
+IGNORED = (*llama.IGNORED, r"\.position_ids$", r"\.vision_model\.head\.")
+TOWER = "model.vision_tower.vision_tower."
+TOWERS = {
+    "clip-vit-large-patch14-336": VISION["clip-l-336"],
+    "siglip-so400m-patch14-384": VISION["siglip-so400m-384"],
+}
+_ABOUT_TRAINING = """
+    freeze_mm_mlp_adapter tune_mm_mlp_adapter use_mm_proj tokenizer_padding_side
+    tokenizer_model_max_length mm_projector_lr mm_vision_tower_lr unfreeze_vision_tower
+    unfreeze_mm_vision_tower continuous_training image_aspect_ratio image_grid_pinpoints
+    mm_use_im_patch_token pretrain_mm_mlp_adapter group_by_modality_length
+"""
+
+
+def read(f: Fields) -> LMMSpec:
+    """The spec of a config.
+
+    Raises:
+        ValueError: a field that we do not know, or a value that we cannot compute; a
+            tower that we do not know by name.
+    """
+    kind = f.take("model_type")
+    tower = str(f.take("mm_vision_tower")).rstrip("/").rsplit("/", 1)[-1]
+    if tower not in TOWERS:
+        raise ValueError(
+            f"mm_vision_tower={tower!r} is not known by name; lmm_jax knows "
+            f"{', '.join(TOWERS)}: give --config.init.vision=DIR of the tower, and "
+            "--config.init.language=DIR of the language model."
+        )
+    seen = TOWERS[tower]
+    layer = f.take("mm_vision_select_layer", -2)
+    f.only("mm_vision_select_feature", "patch")
+    f.only("mm_projector_type", "mlp2x_gelu")
+    f.only("mm_use_im_start_end", False)
+    f.only("mm_patch_merge_type", "flat")
+    f.only("use_s2", False)
+    f.only("mm_hidden_size", seen.block.width)
+    for name in _ABOUT_TRAINING.split():
+        f.take(name, None)
+    language = _LANGUAGES[KINDS[kind]].read(f.called(KINDS[kind]))
+    run = layer if layer >= 0 else seen.depth + 1 + layer
+    return LMMSpec(dataclasses.replace(seen, run=run), language)
+
+
+def rows(spec: LMMSpec) -> tuple[Param, ...]:
+    """Rows in the keys of the original code."""
+    tower = (row.under("vision/", TOWER) for row in vision.rows(spec.vision))
+    projector = (
+        row.under("connector/", "model.mm_projector.") for row in connector.PARAMS
+    )
+    language = _LANGUAGES[spec.language.kind].rows(spec.language)
+    return (*tower, *projector, *(row.under("language/", "") for row in language))
+
+
+def fused(spec: LMMSpec) -> Fused:
+    """Those of the language model."""
+    family = _LANGUAGES[spec.language.kind]
+    return family.fused(spec.language) if hasattr(family, "fused") else {}
+
+
+def config(spec: LMMSpec) -> dict[str, Any]:
+    """A `config.json` from which `read` gives `spec` again.
+
+    Raises:
+        ValueError: the layout has no name for this tower or language model.
+    """
+    v, w = spec.vision, spec.language
+    whole = {
+        dataclasses.replace(tower, run=v.run): name for name, tower in TOWERS.items()
+    }
+    kinds = {language: kind for kind, language in reversed(KINDS.items())}
+    if v not in whole or w.kind not in kinds:
+        raise ValueError(
+            f"the original layout names its tower ({', '.join(TOWERS)}) and knows "
+            f"{', '.join(kinds)}; this model is {v.kind} of width {v.block.width} with "
+            f"{w.kind}: use kind='llava'."
+        )
+    return {
+        **_LANGUAGES[w.kind].config(w),
+        "model_type": kinds[w.kind],
+        "architectures": ["LlavaLlamaForCausalLM"] if w.kind == "llama" else [],
+        "mm_vision_tower": whole[v],
+        "mm_vision_select_layer": v.run - v.depth - 1,
+        "mm_vision_select_feature": "patch",
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_hidden_size": v.block.width,
+    }
