@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+import logging as std_logging
 import os
 from pathlib import Path
 import sys
@@ -31,6 +32,8 @@ def run(main: Callable[[list[str], ml_collections.ConfigDict], None]) -> None:
 
     def guarded(argv: list[str]) -> None:
         logging.set_verbosity(logging.INFO)
+        # On a machine without a TPU, JAX says so at length, and that is all.
+        std_logging.getLogger("jax._src.xla_bridge").setLevel(std_logging.WARNING)
         start_processes()
         enable_compilation_cache()
         if flag.value is None:

@@ -30,7 +30,7 @@ def read(f: Fields) -> LanguageSpec:
     """
     kind = f.take("model_type")
     width, heads = f.take("hidden_size"), f.take("num_attention_heads")
-    f.only("attention_bias", False, KINDS[kind][1].get("bias") == "qkv")
+    f.only("attention_bias", False)
     f.only("mlp_bias", False)
     f.only("use_sliding_window", False)
     depth = f.take("num_hidden_layers")
