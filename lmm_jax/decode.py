@@ -143,8 +143,8 @@ def _at(key: Array, cache: Cache) -> Array:
     return jax.random.fold_in(key, cache.step)
 
 
-def words(tokens: np.ndarray, tokenizer: Tokenizer) -> str:
-    """Tokens of one answer as text, up to the end mark."""
+def words(tokens: np.ndarray, tokenizer: Tokenizer, end: int) -> str:
+    """Tokens of one answer as text, up to the token `end`."""
     ids = tokens.tolist()
-    ids = ids[: ids.index(tokenizer.eos_id)] if tokenizer.eos_id in ids else ids
+    ids = ids[: ids.index(end)] if end in ids else ids
     return tokenizer.decode(ids).strip()

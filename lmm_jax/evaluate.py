@@ -70,7 +70,7 @@ def answer(
     questions = questions[: settings.limit or None]
     asked = [task.asked(question) for question in questions]
     slots = settings.max_new_tokens or task.max_new_tokens
-    generator = Generator(model, slots, exp.tokenizer.eos_id)
+    generator = Generator(model, slots, exp.end_id)
     batches = pipeline.prompts(
         asked,
         exp.samples(model.plan),
@@ -89,7 +89,7 @@ def answer(
         tokens, ids, length = _gathered((tokens, ids, length))
         for row, index in enumerate(ids.tolist()):
             if index >= 0:
-                answers[index] = words(tokens[row], exp.tokenizer)
+                answers[index] = words(tokens[row], exp.tokenizer, exp.end_id)
                 lengths.append(int(length[row]))
     rows = [
         {

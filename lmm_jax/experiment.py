@@ -20,7 +20,7 @@ import numpy as np
 from lmm_jax import config as configs
 from lmm_jax import hub, optim, strategies
 from lmm_jax.data import documents, pipeline
-from lmm_jax.data.conversation import find_template
+from lmm_jax.data.conversation import end_id, find_template
 from lmm_jax.data.images import ImageSpec
 from lmm_jax.data.placement import SampleSpec, Slots
 from lmm_jax.data.tokenizer import Tokenizer
@@ -303,6 +303,11 @@ class Experiment:
                 "tokenizer of that model."
             )
         return tokenizer
+
+    @functools.cached_property
+    def end_id(self) -> int:
+        """The token at which generation stops."""
+        return end_id(find_template(self.config.text.template), self.tokenizer)
 
     def samples(self, plan: Plan) -> SampleSpec:
         """How a record becomes a sample of this plan."""

@@ -37,7 +37,7 @@ def main(argv: list[str], config) -> None:
     except BadRecord as error:
         raise ValueError(str(error)) from error
     sampling = Sampling(_TEMPERATURE.value, _TOP_P.value)
-    generator = Generator(model, _TOKENS.value, exp.tokenizer.eos_id, sampling)
+    generator = Generator(model, _TOKENS.value, exp.end_id, sampling)
     said: list[int] = []
     shown = ""
     for token in generator.stream(
@@ -45,7 +45,7 @@ def main(argv: list[str], config) -> None:
     ):
         said.append(int(token[0]))
         # The whole answer is decoded each time: a character may span tokens.
-        text = words(np.asarray(said), exp.tokenizer)
+        text = words(np.asarray(said), exp.tokenizer, exp.end_id)
         if text.startswith(shown):
             sys.stdout.write(text[len(shown) :])
             sys.stdout.flush()

@@ -102,6 +102,14 @@ def check(template: Template, tokenizer: Tokenizer) -> None:
         )
 
 
+def end_id(template: Template, tokenizer: Tokenizer) -> int:
+    """The token that ends an answer: the template's mark (a chat model's need not be its
+    tokenizer's end of sequence), or that one where the mark is white space."""
+    pieces = tokenizer.encode(template.end)[0]
+    whole = len(pieces) == 1 and not template.end.isspace()
+    return pieces[0] if whole else tokenizer.eos_id
+
+
 @dataclasses.dataclass(frozen=True)
 class Encoded:
     """A tokenised conversation of N tokens, without the tokens of its images.

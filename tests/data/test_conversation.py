@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from lmm_jax.data import conversation
-from lmm_jax.data.conversation import TEMPLATES, clean, encode, find_template, prompt
+from lmm_jax.data.conversation import (
+    TEMPLATES,
+    clean,
+    encode,
+    end_id,
+    find_template,
+    prompt,
+)
 from lmm_jax.data.sources import BadRecord
 from lmm_jax.data.tokenizer import Tokenizer
 from lmm_jax.depth.roles import Role
@@ -175,6 +182,14 @@ def test_a_leading_answer_is_dropped(characters):
 def test_malformed_turns(said, reason, characters):
     with pytest.raises(BadRecord, match=reason):
         encode(said, TEMPLATES["short"], characters)
+
+
+def test_generation_stops_at_the_mark_of_the_template(characters, phi):
+    chat = end_id(TEMPLATES["chatml"], phi)
+    assert phi.decode([chat], skip_special=False) == "<|im_end|>"
+    assert chat != phi.eos_id
+    # A newline is no end of generation: captions may have lines.
+    assert end_id(TEMPLATES["plain"], characters) == characters.eos_id
 
 
 def test_template_must_fit_the_tokenizer(characters):
