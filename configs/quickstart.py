@@ -3,8 +3,8 @@
     python -m lmm_jax.train --config=configs/quickstart.py
     python -m lmm_jax.train --config=configs/quickstart.py:strategy=llava
 
-The pages have large print, which every strategy can read, and small print, which blurs in
-the view of the whole page and is sharp in its four hi-res views.
+The pages have large print, which every strategy can read, and small print, of which
+nothing is left in the view of the whole page; its four hi-res views show it.
 """
 
 from lmm_jax import config, presets

@@ -94,10 +94,10 @@ def load_params(exp: Experiment, model: lmm.LMM, run: str) -> dict[str, Any]:
         CheckpointError: no finished checkpoint, or one of another model.
     """
     abstract = exp.placed_params(model)
-    learned = tuple(abstract)  # of what `lmm_jax.convert` wrote, which is no run
-    if not (
-        (Path(run) / SIZES).is_file() and not (Path(run) / "config.json").is_file()
-    ):
+    path = Path(run)
+    if (path / SIZES).is_file() and not (path / "config.json").is_file():
+        learned = tuple(abstract)  # `lmm_jax.convert` wrote it and knows of no learning
+    else:
         learned = experiment.build(load_run(run)).config.train.learn
     selection = partition.select(abstract, learned)
     learning, frozen = partition.split(abstract, selection)

@@ -87,13 +87,19 @@ def interrupt(monkeypatch, at: int) -> None:
     monkeypatch.setattr(train, "_next", dying)
 
 
-def test_resuming_on_another_mesh_continues_the_curve(whole, tmp_path, monkeypatch):
+def interrupted(tmp_path, monkeypatch, mesh):
+    """The config of a run on a mesh that ended before its fifth step."""
     config = small_config(tmp_path)
-    config.mesh = dict(data=1, fsdp=4, tensor=2)
+    config.mesh = mesh
     interrupt(monkeypatch, at=5)
     with pytest.raises(KeyboardInterrupt):
         train.train(config)
     monkeypatch.undo()
+    return config
+
+
+def test_resuming_on_another_mesh_continues_the_curve(whole, tmp_path, monkeypatch):
+    config = interrupted(tmp_path, monkeypatch, dict(data=1, fsdp=4, tensor=2))
     config.mesh = dict(data=8, fsdp=1, tensor=1)
     train.train(config)
     curve, expected = losses(config.workdir), losses(whole.workdir)
@@ -101,11 +107,7 @@ def test_resuming_on_another_mesh_continues_the_curve(whole, tmp_path, monkeypat
 
 
 def test_resuming_on_fewer_devices_continues_the_curve(whole, tmp_path, monkeypatch):
-    config = small_config(tmp_path)
-    config.mesh = dict(data=1, fsdp=8, tensor=1)
-    interrupt(monkeypatch, at=5)
-    with pytest.raises(KeyboardInterrupt):
-        train.train(config)
+    config = interrupted(tmp_path, monkeypatch, dict(data=1, fsdp=8, tensor=1))
     config.mesh = dict(data=1, fsdp=2, tensor=1)
     file = write_config(config, tmp_path / "config.py")
     two = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}

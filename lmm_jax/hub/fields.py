@@ -109,22 +109,25 @@ class Fields:
         scaling, new = self.take("rope_scaling", {}), self.take("rope_parameters", {})
         found = Fields({**top, **scaling, **new}, f"{self._where}: rope")
         kind = found.take("rope_type", scaling.get("type", "default"))
-        spec = RopeSpec(found.take("rope_theta"), found.take("partial_rotary_factor"))
+        found.take("type", None)
         if kind == "default":
-            return spec
-        if kind == "linear":
-            return RopeSpec(
-                spec.base, spec.fraction, LinearScaling(found.take("factor"))
-            )
-        if kind == "llama3":
+            scaled = None
+        elif kind == "linear":
+            scaled = LinearScaling(found.take("factor"))
+        elif kind == "llama3":
             names = ("factor", "low_freq_factor", "high_freq_factor")
             context = found.take("original_max_position_embeddings")
             scaled = Llama3Scaling(*map(found.take, names), context)
-            return RopeSpec(spec.base, spec.fraction, scaled)
-        raise ValueError(
-            f"{self._where} asks for rope scaling {kind!r}; lmm_jax knows 'linear' and "
-            "'llama3' only, and the results would be wrong."
+        else:
+            raise ValueError(
+                f"{self._where} asks for rope scaling {kind!r}; lmm_jax knows 'linear' "
+                "and 'llama3' only, and the results would be wrong."
+            )
+        spec = RopeSpec(
+            found.take("rope_theta"), found.take("partial_rotary_factor"), scaled
         )
+        found.done()
+        return spec
 
     def done(self) -> None:
         """Refuses what has not been read and may change the maths.

@@ -20,16 +20,14 @@ SHARD_BYTES = 5 * 10**9
 class OnDisk:
     """One tensor of a file; reading a part reads no more than that."""
 
-    def __init__(self, part: Any, name: str):
-        self._part, self._name = part, name
+    def __init__(self, part: Any):
+        self._part = part
 
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(self._part.get_shape())
 
     def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
-        if not self.shape:
-            return np.asarray(self._part[...])
         return self._part[index]
 
 
@@ -49,9 +47,11 @@ class Folder(Mapping[str, OnDisk]):
                 "`hf download NAME --local-dir DIR`."
             )
         self.config = read_json(self.path / "config.json")
-        self._where = self._find()
-        self._open = {file: self._checked(file) for file in set(self._where.values())}
+        index = self._index()
+        files = set(index.values()) if index else {SINGLE}
+        self._open = {file: self._checked(file) for file in files}
         held = {file: set(opened.keys()) for file, opened in self._open.items()}
+        self._where = index or dict.fromkeys(held[SINGLE], SINGLE)
         for name, file in self._where.items():
             if name not in held[file]:
                 raise ValueError(
@@ -59,7 +59,7 @@ class Folder(Mapping[str, OnDisk]):
                 )
 
     def __getitem__(self, name: str) -> OnDisk:
-        return OnDisk(self._open[self._where[name]].get_slice(name), name)
+        return OnDisk(self._open[self._where[name]].get_slice(name))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._where)
@@ -67,8 +67,8 @@ class Folder(Mapping[str, OnDisk]):
     def __len__(self) -> int:
         return len(self._where)
 
-    def _find(self) -> dict[str, str]:
-        """Tensor name -> file name."""
+    def _index(self) -> dict[str, str] | None:
+        """Tensor name -> file name; None where one file holds all."""
         if (self.path / INDEX).is_file():
             found = read_json(self.path / INDEX)["weight_map"]
             for file in sorted(set(found.values())):
@@ -78,7 +78,7 @@ class Folder(Mapping[str, OnDisk]):
                     )
             return found
         if (self.path / SINGLE).is_file():
-            return dict.fromkeys(self._checked(SINGLE).keys(), SINGLE)
+            return None
         pickled = sorted(p.name for p in self.path.glob("*.bin"))
         if pickled:
             raise FileNotFoundError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,11 @@ from lmm_jax.checkpoint.params import Tensor
 
 # Published name -> (name of a part, rows of it), in order along the first dimension.
 Fused = Mapping[str, tuple[tuple[str, int], ...]]
+
+
+def fused_of(family: Any, spec: Any) -> Fused:
+    """What a family stores as one; most store nothing so."""
+    return family.fused(spec) if hasattr(family, "fused") else {}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-import dataclasses
 from pathlib import Path
 import re
 from typing import Any
@@ -13,7 +12,7 @@ from lmm_jax.hub import folder as folders
 from lmm_jax.hub.families import FAMILIES
 from lmm_jax.hub.fields import Fields
 from lmm_jax.hub.folder import Folder
-from lmm_jax.hub.fused import Split, joined
+from lmm_jax.hub.fused import Split, fused_of, joined
 from lmm_jax.models.specs import LanguageSpec, LMMSpec, VisionSpec
 
 Spec = VisionSpec | LanguageSpec | LMMSpec
@@ -61,14 +60,7 @@ def tower_spec(path: str | Path, layer: int) -> VisionSpec:
     Raises:
         FileNotFoundError, ValueError: as `lmm_spec`, or no such layer.
     """
-    spec = _spec_of(path, VisionSpec, "a vision tower")
-    run = layer if layer >= 0 else spec.depth + 1 + layer
-    if not 0 < run <= spec.depth:
-        raise ValueError(
-            f"model.vision_layer={layer}: {path} has {spec.depth} layers; use 1 to "
-            f"{spec.depth}, or -1 to -{spec.depth}."
-        )
-    return dataclasses.replace(spec, run=run)
+    return _spec_of(path, VisionSpec, "a vision tower").read_at(layer)
 
 
 def _spec_of(path: str | Path, kind: type, what: str) -> Any:
@@ -84,7 +76,6 @@ def load(
     abstract: Mapping[str, Any],
     *,
     without: Collection[str] = (),
-    unused: bool = False,
 ) -> dict[str, Any]:
     """The parameters of a folder.
 
@@ -93,28 +84,26 @@ def load(
         spec: from `read_spec`; it may run fewer layers.
         abstract: shapes, dtypes and, if they are to be placed, shardings.
         without: branches of `abstract` that come from elsewhere.
-        unused: accept tensors that the model has no use for.
 
     Raises:
         ValueError: tensors are missing, left over, or of another shape.
     """
     family = FAMILIES[_kind(folder.config)]
     tensors = Split(
-        _Renamed(folder, getattr(family, "ALIASES", ())), _fused(family, spec)
+        _Renamed(folder, getattr(family, "ALIASES", ())), fused_of(family, spec)
     )
     rows = family.rows(spec)
     wanted = {name: x for name, x in abstract.items() if name not in without}
     params = from_published(tensors, rows, wanted)
-    if not unused:
-        # A tied head may be stored all the same.
-        excused = re.compile("|".join((*family.IGNORED, r"(^|\.)lm_head\.weight$")))
-        left = sorted(set(tensors) - names(rows, abstract))
-        left = [name for name in left if not excused.search(name)]
-        if left:
-            raise ValueError(
-                f"{folder.path} has {len(left)} tensors that {_kind(folder.config)} "
-                f"has no use for, {left[0]!r} among them: is config.json of this model?"
-            )
+    # A tied head may be stored all the same.
+    excused = re.compile("|".join((*family.IGNORED, r"(^|\.)lm_head\.weight$")))
+    left = sorted(set(tensors) - names(rows, abstract))
+    left = [name for name in left if not excused.search(name)]
+    if left:
+        raise ValueError(
+            f"{folder.path} has {len(left)} tensors that {_kind(folder.config)} "
+            f"has no use for, {left[0]!r} among them: is config.json of this model?"
+        )
     return params
 
 
@@ -147,7 +136,7 @@ def save(
     if kind not in FAMILIES:
         raise ValueError(f"kind={kind!r}: use one of {', '.join(sorted(FAMILIES))}.")
     family = FAMILIES[kind]
-    tensors = joined(published(params, family.rows(spec)), _fused(family, spec))
+    tensors = joined(published(params, family.rows(spec)), fused_of(family, spec))
     fields = {**family.config(spec), **(config or {})}
     return folders.write(path, fields, tensors, shard_bytes=shard_bytes)
 
@@ -179,7 +168,3 @@ class _Renamed(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._theirs)
-
-
-def _fused(family, spec):
-    return family.fused(spec) if hasattr(family, "fused") else {}

@@ -46,6 +46,21 @@ class VisionSpec:
     std: tuple[float, float, float] = CLIP_STD
     kind: str = "clip_vision_model"
 
+    def read_at(self, state: int) -> VisionSpec:
+        """The same tower, run up to hidden state `state` as the hub counts them: 0 is the
+        embedding, -1 the last layer's output, -2 (LLaVA) that of the layer before.
+
+        Raises:
+            ValueError: there is no such layer.
+        """
+        run = state if state >= 0 else self.depth + 1 + state
+        if not 0 < run <= self.depth:
+            raise ValueError(
+                f"vision layer {state}: the tower has {self.depth} layers; use 1 to "
+                f"{self.depth}, or -1 to -{self.depth}."
+            )
+        return dataclasses.replace(self, run=run)
+
     @property
     def grid(self) -> tuple[int, int]:
         side = self.image // self.patch

@@ -103,6 +103,10 @@ def edit(folder, **fields) -> None:
         ({"attention_bias": True}, "attention_bias=True; lmm_jax knows False"),
         ({"hidden_act": "relu2"}, "hidden_act='relu2'"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "scaling 'yarn'"),
+        (
+            {"rope_scaling": {"mrope_section": [1, 1, 2]}},
+            "does not know .* mrope_section",
+        ),
         ({"hidden_size": 24}, "of a model of another size"),
         ({"num_hidden_layers": 4}, "needs 'model.layers.3"),
         ({"num_hidden_layers": 2}, "9 tensors that llama has no use for"),

@@ -7,7 +7,7 @@ from typing import Any
 
 from lmm_jax.hub.families import llama, phi, phi3, vision
 from lmm_jax.hub.fields import Fields
-from lmm_jax.hub.fused import Fused
+from lmm_jax.hub.fused import Fused, fused_of
 from lmm_jax.models import connector
 from lmm_jax.models.specs import LMMSpec
 from lmm_jax.nn.params import Param
@@ -21,7 +21,15 @@ ALIASES = (
     (r"^lm_head\.", "language_model.lm_head."),
     (r"^vision_tower\.(?!vision_model\.)", "vision_tower.vision_model."),
 )
-_LANGUAGES = {kind: f for f in (llama, phi, phi3) for kind in f.KINDS}
+_TOKENS = (
+    "image_token_index",
+    "image_token_id",
+    "image_seq_length",
+    "ignore_index",
+    "tie_word_embeddings",
+    "vocab_size",
+)
+LANGUAGES = {kind: f for f in (llama, phi, phi3) for kind in f.KINDS}
 
 
 def read(f: Fields) -> LMMSpec:
@@ -36,30 +44,21 @@ def read(f: Fields) -> LMMSpec:
     tower = vision.read(inner)
     inner.done()
     inner = f.inner("text_config")
-    language = _LANGUAGES[inner.only("model_type", *_LANGUAGES)].read(inner)
+    language = LANGUAGES[inner.only("model_type", *LANGUAGES)].read(inner)
     inner.done()
     layer = f.take("vision_feature_layer", -2)
     if not isinstance(layer, int):
         raise ValueError(
             f"vision_feature_layer={layer!r}: lmm_jax reads one layer only."
         )
-    run = layer if layer >= 0 else tower.depth + 1 + layer
     keeps_class = tower.class_token
     f.only("vision_feature_select_strategy", "default" if keeps_class else "full")
     f.only("projector_hidden_act", "gelu")
     f.only("multimodal_projector_bias", True)
-    f.take(
-        "tie_word_embeddings", False
-    )  # the text config says it of the language model
-    for name in (
-        "image_token_index",
-        "image_token_id",
-        "image_seq_length",
-        "ignore_index",
-    ):
+    # Ids belong to the tokenizer; the text config says the rest of the language model.
+    for name in _TOKENS:
         f.take(name, None)
-    f.take("vocab_size", None)
-    return LMMSpec(dataclasses.replace(tower, run=run), language)
+    return LMMSpec(tower.read_at(layer), language)
 
 
 def rows(spec: LMMSpec) -> tuple[Param, ...]:
@@ -85,8 +84,7 @@ def rows(spec: LMMSpec) -> tuple[Param, ...]:
 
 def fused(spec: LMMSpec) -> Fused:
     """Those of the language model."""
-    family = _language(spec)
-    found = family.fused(spec.language) if hasattr(family, "fused") else {}
+    found = fused_of(_language(spec), spec.language)
     at = "language_model."
     return {
         at + whole: tuple((at + name, n) for name, n in parts)
@@ -118,4 +116,4 @@ def config(spec: LMMSpec) -> dict[str, Any]:
 
 
 def _language(spec: LMMSpec):
-    return _LANGUAGES[spec.language.kind]
+    return LANGUAGES[spec.language.kind]

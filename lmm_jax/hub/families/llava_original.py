@@ -9,14 +9,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from lmm_jax.hub.families import llama, phi, phi3, vision
+from lmm_jax.hub.families import llama, vision
+from lmm_jax.hub.families.llava import LANGUAGES
 from lmm_jax.hub.fields import Fields
-from lmm_jax.hub.fused import Fused
+from lmm_jax.hub.fused import Fused, fused_of
 from lmm_jax.models import connector
 from lmm_jax.models.specs import VISION, LMMSpec
 from lmm_jax.nn.params import Param
 
-_LANGUAGES = {kind: f for f in (llama, phi, phi3) for kind in f.KINDS}
 # model type -> model type of its language model
 KINDS = {
     "llava_llama": "llama",
@@ -66,9 +66,8 @@ def read(f: Fields) -> LMMSpec:
     f.only("mm_hidden_size", seen.block.width)
     for name in _ABOUT_TRAINING.split():
         f.take(name, None)
-    language = _LANGUAGES[KINDS[kind]].read(f.called(KINDS[kind]))
-    run = layer if layer >= 0 else seen.depth + 1 + layer
-    return LMMSpec(dataclasses.replace(seen, run=run), language)
+    language = LANGUAGES[KINDS[kind]].read(f.called(KINDS[kind]))
+    return LMMSpec(seen.read_at(layer), language)
 
 
 def rows(spec: LMMSpec) -> tuple[Param, ...]:
@@ -77,14 +76,13 @@ def rows(spec: LMMSpec) -> tuple[Param, ...]:
     projector = (
         row.under("connector/", "model.mm_projector.") for row in connector.PARAMS
     )
-    language = _LANGUAGES[spec.language.kind].rows(spec.language)
+    language = LANGUAGES[spec.language.kind].rows(spec.language)
     return (*tower, *projector, *(row.under("language/", "") for row in language))
 
 
 def fused(spec: LMMSpec) -> Fused:
     """Those of the language model."""
-    family = _LANGUAGES[spec.language.kind]
-    return family.fused(spec.language) if hasattr(family, "fused") else {}
+    return fused_of(LANGUAGES[spec.language.kind], spec.language)
 
 
 def config(spec: LMMSpec) -> dict[str, Any]:
@@ -105,7 +103,7 @@ def config(spec: LMMSpec) -> dict[str, Any]:
             f"{w.kind}: use kind='llava'."
         )
     return {
-        **_LANGUAGES[w.kind].config(w),
+        **LANGUAGES[w.kind].config(w),
         "model_type": kinds[w.kind],
         "architectures": ["LlavaLlamaForCausalLM"] if w.kind == "llama" else [],
         "mm_vision_tower": whole[v],

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from lmm_jax.hub.fields import Fields, rope_fields
+from lmm_jax.hub.families.sizes import block_sizes, size_fields
+from lmm_jax.hub.fields import Fields
 from lmm_jax.hub.fused import Fused
 from lmm_jax.models import decoder
 from lmm_jax.models.specs import LanguageSpec
@@ -21,14 +22,9 @@ def read(f: Fields) -> LanguageSpec:
     Raises:
         ValueError: a field that we do not know, or a value that we cannot compute.
     """
-    width, heads = f.take("hidden_size"), f.take("num_attention_heads")
     f.only("attention_bias", False)
     block = BlockSpec(
-        width=width,
-        heads=heads,
-        kv_heads=f.take("num_key_value_heads", heads),
-        head_dim=width // heads,
-        hidden=f.take("intermediate_size"),
+        **block_sizes(f),
         norm_eps=f.take("rms_norm_eps", 1e-5),
         activation=f.activation("hidden_act", "silu"),
         rope=f.rope(),
@@ -65,17 +61,8 @@ def config(spec: LanguageSpec) -> dict[str, Any]:
     """A `config.json` from which `read` gives `spec` again."""
     b = spec.block
     return {
-        "model_type": "phi3",
-        "architectures": ["Phi3ForCausalLM"],
-        "vocab_size": spec.vocab,
-        "hidden_size": b.width,
-        "intermediate_size": b.hidden,
-        "num_hidden_layers": spec.depth,
-        "num_attention_heads": b.heads,
-        "num_key_value_heads": b.kv_heads,
+        **size_fields(spec, KINDS[spec.kind][0]),
         "hidden_act": b.activation,
         "rms_norm_eps": b.norm_eps,
-        "tie_word_embeddings": spec.tied,
         "sliding_window": b.window,
-        **rope_fields(b.rope),
     }
