@@ -41,6 +41,7 @@ setup(
         "test": [
             "hypothesis",
             "pytest",
+            "pytest-xdist",
             "ruff",
             "torch==2.13.0",
             "transformers==5.23.0",
