@@ -7,6 +7,7 @@ one shape may hold text first, image first, several images or none.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
@@ -27,7 +28,7 @@ class Slots:
         prefix: text slots before the first image; 0 puts all text into the suffix.
         suffix: the other text slots.
         images: I, images a sample may hold.
-        tokens_per_image: visual tokens, and positions, of one image.
+        tokens_per_image: V, visual tokens an image may have.
     """
 
     prefix: int
@@ -73,12 +74,15 @@ def place(
     image_count: int,
     *,
     pad_id: int,
+    counts: Sequence[int] | None = None,
     truncate: bool = False,
 ) -> dict[str, np.ndarray]:
     """The text and visual slots of one sample.
 
     Args:
         image_count: images that come with the text.
+        counts: visual tokens, and positions, of each image: the first slots of those it
+            may have. By default it has them all.
         pad_id: token of empty slots; `valid`, never the id, says what is real.
         truncate: cut what does not fit from the right, images after the cut included,
             as LLaVA does. Otherwise too long is an error.
@@ -89,7 +93,8 @@ def place(
         visual_valid bool [I*V].
 
     Raises:
-        BadRecord: "placeholders", "too many images" or "too long".
+        BadRecord: "placeholders", "too many images", "too many visual tokens" or "too
+            long".
     """
     marks, length = encoded.marks, len(encoded.tokens)
     if len(marks) != image_count:
@@ -102,6 +107,14 @@ def place(
         raise BadRecord(
             "too many images",
             f"{image_count} images in {slots.images} slots; raise slots.images",
+        )
+    per_image = slots.tokens_per_image
+    counts = np.full(image_count, per_image) if counts is None else np.array(counts)
+    if (counts > per_image).any():
+        raise BadRecord(
+            "too many visual tokens",
+            f"an image of {counts.max()} visual tokens in {per_image} slots; make the "
+            "image smaller, or its slots more",
         )
     head = int(marks[0]) if slots.prefix and image_count else 0
     kept = length
@@ -128,17 +141,20 @@ def place(
         out[slot] = values[:kept]
         return out
 
-    per_image = slots.tokens_per_image
     order = np.arange(length, dtype=np.int32)
-    before = np.searchsorted(marks, order, side="right").astype(np.int32)
-    first = marks + per_image * np.arange(image_count, dtype=np.int32)
+    # Visual tokens before image i, and of all images.
+    ahead = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    before = ahead[np.searchsorted(marks, order, side="right")]
+    within = np.arange(per_image, dtype=np.int32)
+    real = within < counts[:, None]
+    first = (marks + ahead[:-1])[:, None]
     visual_positions = np.zeros((slots.images, per_image), np.int32)
-    visual_positions[:image_count] = first[:, None] + np.arange(per_image)
+    visual_positions[:image_count] = np.where(real, first + within, 0)
     visual_valid = np.zeros((slots.images, per_image), bool)
-    visual_valid[:image_count] = (marks <= kept)[:, None]
+    visual_valid[:image_count] = real & (marks <= kept)[:, None]
     return {
         "tokens": fill(encoded.tokens, pad_id),
-        "positions": fill(order + per_image * before),
+        "positions": fill(order + before),
         "valid": fill(np.ones(length, bool)),
         "segment": np.zeros(slots.text, np.int32),
         "role": fill(encoded.role),

@@ -27,12 +27,12 @@ def conversation(length: int, marks: list[int]) -> Encoded:
     )
 
 
-def splice(encoded: Encoded, per_image: int) -> list:
+def splice(encoded: Encoded, counts: list[int]) -> list:
     """The reference sequence: tokens, with (image, k) where an image stands."""
     out = []
     for i in range(len(encoded.tokens) + 1):
         for image in np.flatnonzero(encoded.marks == i):
-            out += [(int(image), k) for k in range(per_image)]
+            out += [(int(image), k) for k in range(counts[image])]
         if i < len(encoded.tokens):
             out.append(int(encoded.tokens[i]))
     return out
@@ -65,25 +65,37 @@ def in_order(found: dict, per_image: int) -> dict:
     prefix=st.integers(0, 8),
     suffix=st.integers(1, 20),
     per_image=st.integers(1, 3),
+    data=st.data(),
 )
-def test_equals_the_splice(length, marks, prefix, suffix, per_image):
+def test_equals_the_splice(length, marks, prefix, suffix, per_image, data):
     """Whatever fits is the reference sequence; what is cut is cut from the right."""
     marks = sorted(min(mark, length) for mark in marks)
     encoded = conversation(length, marks)
     slots = Slots(prefix, suffix, 3, per_image)
-    wanted = splice(encoded, per_image)
+    sizes = st.integers(0, per_image)
+    counts = data.draw(st.lists(sizes, min_size=len(marks), max_size=len(marks)))
+    wanted = splice(encoded, counts)
     head = marks[0] if marks and prefix else 0
     fits = head <= prefix and length - head <= suffix
-    found = place(encoded, slots, len(marks), pad_id=PAD, truncate=True)
+    options = dict(pad_id=PAD, counts=counts)
+    found = place(encoded, slots, len(marks), truncate=True, **options)
     order = in_order(found, per_image)
     assert order == dict(enumerate(wanted[: len(order)]))
     assert (len(order) == len(wanted)) or not fits
     if fits:
-        strict = place(encoded, slots, len(marks), pad_id=PAD)
+        strict = place(encoded, slots, len(marks), **options)
         assert all(np.array_equal(strict[key], found[key]) for key in found)
     else:
         with pytest.raises(BadRecord, match="too long"):
-            place(encoded, slots, len(marks), pad_id=PAD)
+            place(encoded, slots, len(marks), **options)
+
+
+def test_images_have_all_their_slots_by_default():
+    arguments = (conversation(6, [2, 4]), Slots(3, 5, 3, 2), 2)
+    found = place(*arguments, pad_id=PAD)
+    same = place(*arguments, pad_id=PAD, counts=[2, 2])
+    assert all(np.array_equal(same[key], found[key]) for key in found)
+    assert found["visual_valid"].tolist() == [True] * 4 + [False] * 2
 
 
 def test_where_things_go():
@@ -130,3 +142,8 @@ def test_all_text_in_the_suffix(slots, marks):
 def test_refusals(marks, images, slots, message):
     with pytest.raises(BadRecord, match=message):
         place(conversation(6, marks), slots, images, pad_id=PAD)
+
+
+def test_an_image_of_too_many_tokens():
+    with pytest.raises(BadRecord, match=r"too many visual tokens: .* 3 .* in 2 slots"):
+        place(conversation(6, [0]), Slots(0, 9, 1, 2), 1, pad_id=PAD, counts=[3])
