@@ -26,6 +26,7 @@ from lmm_jax.data.placement import SampleSpec, Slots
 from lmm_jax.data.tokenizer import Tokenizer
 from lmm_jax.depth import Plan, make_plan
 from lmm_jax.models import lmm
+from lmm_jax.models.connector import own_edits
 from lmm_jax.models.specs import LMMSpec, named
 from lmm_jax.parallel.axes import RULES, Axes
 from lmm_jax.parallel.mesh import MeshConfig, global_batch, make_mesh
@@ -281,7 +282,8 @@ class Experiment:
             suffix=text.suffix if train else prompt,
             train=train,
         )
-        edits = strategies.build(self.config.strategy, geometry)
+        own = own_edits(self.spec)
+        edits = own + strategies.build(self.config.strategy, geometry)
         return make_plan(geometry, edits, mode=self.config.model.mode)
 
     @functools.cached_property

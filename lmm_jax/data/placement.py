@@ -15,6 +15,7 @@ import numpy as np
 
 from lmm_jax.data import conversation, images
 from lmm_jax.data.conversation import Encoded, Template
+from lmm_jax.data.coordinates import coordinates
 from lmm_jax.data.images import ImageSpec
 from lmm_jax.data.sources import BadRecord, Record
 from lmm_jax.data.tokenizer import Tokenizer
@@ -75,6 +76,7 @@ def place(
     *,
     pad_id: int,
     counts: Sequence[int] | None = None,
+    grids: Sequence[tuple[int, int]] | None = None,
     truncate: bool = False,
 ) -> dict[str, np.ndarray]:
     """The text and visual slots of one sample.
@@ -83,6 +85,8 @@ def place(
         image_count: images that come with the text.
         counts: visual tokens, and positions, of each image: the first slots of those it
             may have. By default it has them all.
+        grids: columns and rows of each image's visual tokens, if these have rotary
+            coordinates; `counts` follows.
         pad_id: token of empty slots; `valid`, never the id, says what is real.
         truncate: cut what does not fit from the right, images after the cut included,
             as LLaVA does. Otherwise too long is an error.
@@ -90,7 +94,8 @@ def place(
     Returns:
         tokens, positions, segment, turn int32 [T]; role int8 [T]; valid bool [T];
         loss_mask float32 [T]; visual_positions, visual_segment int32 [I*V];
-        visual_valid bool [I*V].
+        visual_valid bool [I*V]. With `grids`, coords int32 [T, 3] and visual_coords
+        int32 [I*V, 3].
 
     Raises:
         BadRecord: "placeholders", "too many images", "too many visual tokens" or "too
@@ -109,6 +114,8 @@ def place(
             f"{image_count} images in {slots.images} slots; raise slots.images",
         )
     per_image = slots.tokens_per_image
+    if grids is not None:
+        counts = [columns * rows for columns, rows in grids]
     counts = np.full(image_count, per_image) if counts is None else np.array(counts)
     if (counts > per_image).any():
         raise BadRecord(
@@ -137,7 +144,7 @@ def place(
     slot[head:] += slots.prefix - head
 
     def fill(values: np.ndarray, empty: int = 0) -> np.ndarray:
-        out = np.full(slots.text, empty, values.dtype)
+        out = np.full((slots.text, *values.shape[1:]), empty, values.dtype)
         out[slot] = values[:kept]
         return out
 
@@ -152,7 +159,7 @@ def place(
     visual_positions[:image_count] = np.where(real, first + within, 0)
     visual_valid = np.zeros((slots.images, per_image), bool)
     visual_valid[:image_count] = real & (marks <= kept)[:, None]
-    return {
+    placed = {
         "tokens": fill(encoded.tokens, pad_id),
         "positions": fill(order + before),
         "valid": fill(np.ones(length, bool)),
@@ -164,6 +171,12 @@ def place(
         "visual_valid": visual_valid.reshape(-1),
         "visual_segment": np.zeros(slots.visual, np.int32),
     }
+    if grids is not None:
+        coords, found = coordinates(length, marks, grids, per_image)
+        visual = np.zeros((slots.images, per_image, 3), np.int32)
+        visual[:image_count] = found
+        placed |= {"coords": fill(coords), "visual_coords": visual.reshape(-1, 3)}
+    return placed
 
 
 def sample(

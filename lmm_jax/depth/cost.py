@@ -104,18 +104,12 @@ def cost(
     views = g.images * (1 + g.crops)
     tokens = g.patches + g.class_token
     vision = views * (
-        2 * g.patches * 3 * g.patch**2 * g.vision.width
+        2 * g.patches * g.patch * g.vision.width
         + g.vision_layers * layer_flops(g.vision, tokens, pairs)
     )
-    projected = plan.connect.to if plan.connect else g.patches
-    projected += g.crops * g.patches if plan.injects else 0
-    connector = (
-        2.0
-        * g.images
-        * projected
-        * (g.vision.width + g.language.width)
-        * g.language.width
-    )
+    projected = plan.connect.to if plan.connect else g.visual_tokens
+    projected += sum(edit.projects for edit in plan.injects)
+    connector = 2.0 * g.images * projected * g.connector
     steps = tuple(_steps(plan, words, bytes_per_value, pairs))
     head = 2.0 * g.language.width * g.vocab
     keys = [s.visual + s.text + 1 for s in steps for _ in range(_layers(s.step))]

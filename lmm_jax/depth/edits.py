@@ -87,13 +87,16 @@ class Inject:
 
     Attributes:
         name: unique in a plan; also the name of the buffer in `Context.aligned`.
-        layers: ascending language layers, one per row of the buffer.
+        layers: ascending language layers, one per row of the buffer; the depth of the
+            stack means after its last layer.
         op: `VisionFeatures, Project -> [len(layers), B, V, D]`, evaluated once.
+        projects: tokens per image that pass a projector for it, which is its cost.
     """
 
     name: str
     layers: tuple[int, ...]
     op: Callable[[VisionFeatures, Project], Array]
+    projects: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -40,32 +40,54 @@ class Geometry:
         vision, language: the two stacks.
         vision_layers: vision layers that run; features are taken after the last of them.
         class_token: whether the vision stack carries a [CLS] token.
-        grid: rows and columns of patches in one view.
-        patch: pixels a side.
+        patches: of one view; where images keep their own shape, the most there can be.
+        fixed_grid: rows and columns of patches in every view; None if images keep theirs.
+        patch: values of one patch: pixels, colours and frames.
+        connector: entries of the connector's matrices, each used once per token.
         images: image slots per example.
         crops: hi-res views per image, beside the view of the whole image.
         prefix, suffix: text slots before and after the visual span.
         vocab: rows of the embedding.
         train: which of two plans is asked for, where learning and running differ.
+        vision_taps: vision layers after which features are taken too.
+        merge: patches a side that the connector makes one token of.
     """
 
     vision: StackGeometry
     language: StackGeometry
     vision_layers: int
     class_token: bool
-    grid: tuple[int, int]
+    patches: int
+    fixed_grid: tuple[int, int] | None
     patch: int
+    connector: int
     images: int
     crops: int
     prefix: int
     suffix: int
     vocab: int
     train: bool = False
+    vision_taps: tuple[int, ...] = ()
+    merge: int = 1
 
     @property
-    def patches(self) -> int:
-        """Patches of one view: the visual tokens per image without any strategy."""
-        return self.grid[0] * self.grid[1]
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches in every view.
+
+        Raises:
+            ValueError: they differ from image to image.
+        """
+        if self.fixed_grid is None:
+            raise ValueError(
+                "this strategy needs views of one shape, and this model's images keep "
+                "their own: choose another strategy, or a vision tower of fixed size."
+            )
+        return self.fixed_grid
+
+    @property
+    def visual_tokens(self) -> int:
+        """Visual tokens per image without any strategy."""
+        return self.patches // self.merge**2
 
     def layout(self, visual_per_image: int) -> Layout:
         """Storage order at the entrance of the language stack."""

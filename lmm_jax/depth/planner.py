@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import itertools
 from typing import Literal
@@ -60,9 +60,11 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """Reductions between two layers, all reading the same state and observation."""
+    """Between two layers, or after the last: reductions, all reading the same state and
+    observation, then additions of one row of each feed."""
 
-    edits: tuple[Reduce, ...]
+    edits: tuple[Reduce, ...] = ()
+    feeds: tuple[Feed, ...] = ()
 
 
 Step = Scan | Layer | Cut
@@ -129,7 +131,7 @@ def make_plan(
         _check_inject(edit, geometry.language.depth)
 
     compress = tuple(e for e in reduces if e.at == CONNECTOR)
-    connected = connect.to if connect else geometry.patches
+    connected = connect.to if connect else geometry.visual_tokens
     visual = connected
     for edit in compress:
         _check_size(edit, visual)
@@ -154,7 +156,7 @@ def make_plan(
     return Plan(
         geometry=geometry,
         edits=(*((connect,) if connect else ()), *reduces, *injects, *tunes),
-        vision=(Scan(0, geometry.vision_layers),),
+        vision=_vision_steps(geometry),
         language=language,
         layouts=_layouts(entrance, language, mode),
         entrance=entrance,
@@ -163,6 +165,12 @@ def make_plan(
         compress=compress,
         mode=mode,
     )
+
+
+def _vision_steps(geometry: Geometry) -> tuple[Step, ...]:
+    """The vision stack, cut after each layer whose features are read."""
+    ends = sorted({0, geometry.vision_layers, *(t + 1 for t in geometry.vision_taps)})
+    return tuple(Scan(start, stop) for start, stop in itertools.pairwise(ends))
 
 
 def _steps(
@@ -197,12 +205,18 @@ def _steps(
                     start,
                     tuple(sorted(observe.get(start, ()))),
                     tuple(between.get(start, ())),
-                    tuple(Feed(s, r, r + 1) for s, r in feeds.get(start, ())),
+                    _rows(feeds, start),
                 )
             )
         else:
             steps.extend(_scans(start, stop, feeds))
+    if depth in feeds:
+        steps.append(Cut(feeds=_rows(feeds, depth)))
     return tuple(steps)
+
+
+def _rows(feeds: Mapping[int, Sequence[tuple[str, int]]], layer: int):
+    return tuple(Feed(source, row, row + 1) for source, row in feeds.get(layer, ()))
 
 
 def _feeds(injects: Sequence[Inject]) -> dict[int, tuple[tuple[str, int], ...]]:
@@ -327,11 +341,11 @@ def _check_sites(reduces: Sequence[Reduce]) -> None:
 
 
 def _check_inject(edit: Inject, depth: int) -> None:
-    outside = [layer for layer in edit.layers if not 0 <= layer < depth]
+    outside = [layer for layer in edit.layers if not 0 <= layer <= depth]
     if outside:
         raise ValueError(
             f"{edit.name} injects before layers {outside}, but the stack has {depth}: "
-            f"use layers in 0..{depth - 1}."
+            f"use layers in 0..{depth - 1}, or {depth} for its end."
         )
     if list(edit.layers) != sorted(set(edit.layers)):
         raise ValueError(

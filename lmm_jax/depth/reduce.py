@@ -27,10 +27,8 @@ def reduce_span(
     """
     where = state.layout.slice(span)
     rows = {
-        name: getattr(state, name)[:, where]
-        for name in ("hidden", "positions", "valid", "segment", "role", "turn", "size")
+        name: None if x is None else x[:, where] for name, x in state.arrays().items()
     }
-    rows["gate"] = None if state.gate is None else state.gate[:, where]
     aligned = dict(ctx.aligned) if span == "visual" else {}
     if isinstance(assignment, Keep) and mode == "mask":
         rows = _hidden_rows(rows, assignment)
@@ -104,13 +102,12 @@ def _replaced(
     def put(old: Array, new: Array) -> Array:
         return jnp.concatenate([old[:, : where.start], new, old[:, where.stop :]], 1)
 
-    gate = rows.pop("gate")
-    old_gate = jnp.ones_like(state.size) if state.gate is None else state.gate
-    new = {name: put(getattr(state, name), x) for name, x in rows.items()}
+    old = state.arrays()
+    if state.gate is None:
+        old["gate"] = jnp.ones_like(state.size)
+    new = {name: None if x is None else put(old[name], x) for name, x in rows.items()}
     return state.replace(
-        **new,
-        gate=None if gate is None else put(old_gate, gate),
-        layout=state.layout.resized(span, rows["valid"].shape[1]),
+        **new, layout=state.layout.resized(span, rows["valid"].shape[1])
     )
 
 

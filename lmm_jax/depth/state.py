@@ -1,11 +1,13 @@
 """What is alive at one depth, what a layer can show of itself, and what a cut decides.
 
 Letters: B batch, T tokens, V visual tokens, M tokens after a cut, D width, S keys,
-K key heads, H head width, I images, C views of an image (crops), P patches, E width of
-the vision stack.
+K key heads, H head width, A axes of rotary coordinates, I images, C views of an image
+(crops), P patches, E width of the vision stack.
 """
 
 from __future__ import annotations
+
+import dataclasses
 
 from flax import struct
 import jax
@@ -23,6 +25,7 @@ class Place:
     valid: Array  # bool [B, T]
     segment: Array  # int32 [B, T]; packed example: tokens see only their own
     gate: Array | None = None  # f32 [B, T]; share in every softmax, None means all ones
+    coords: Array | None = None  # int32 [B, T, A]; for rotary angles of several axes
 
 
 @struct.dataclass
@@ -40,11 +43,20 @@ class TokenState:
     turn: Array  # int32 [B, T]; dialogue turn, for text-informed methods
     size: Array  # f32 [B, T]; how many original tokens this one stands for
     gate: Array | None = None  # f32 [B, T]
+    coords: Array | None = None  # int32 [B, T, A]
     layout: Layout = struct.field(pytree_node=False, default=Layout(()))
 
     @property
     def place(self) -> Place:
-        return Place(self.positions, self.valid, self.segment, self.gate)
+        return Place(self.positions, self.valid, self.segment, self.gate, self.coords)
+
+    def arrays(self) -> dict[str, Array | None]:
+        """All that is stored token by token, by name."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name != "layout"
+        }
 
 
 @struct.dataclass
@@ -81,6 +93,7 @@ class VisionFeatures:
 
     hidden: Array  # [B, I, C, P, E]
     grid: Array  # int32 [B, I, 2]; columns and rows of crops, width first
+    taps: tuple[Array, ...] = ()  # hidden after the layers that `VisionSpec.taps` names
 
 
 @struct.dataclass

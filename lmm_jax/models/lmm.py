@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-import einops
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -24,8 +23,10 @@ from lmm_jax.depth import (
     VisionFeatures,
 )
 from lmm_jax.depth.reduce import reduce_span
-from lmm_jax.models import connector, decoder, vit
+from lmm_jax.models import connector, decoder, native_vit, vit
+from lmm_jax.models.native_vit import NativeVisionTransformer
 from lmm_jax.models.specs import LMMSpec
+from lmm_jax.models.vit import VisionTransformer
 from lmm_jax.nn.params import Param
 from lmm_jax.nn.stack import Cache, StackOutput, empty_tail
 
@@ -45,13 +46,10 @@ class LMM(nn.Module):
     constrain: Callable[[Array, str], Array] = lambda x, names: x
 
     def setup(self):
-        s, b = self.spec, self.spec.language.block
-        self.vision = vit.VisionTransformer(
-            s.vision, s.remat, s.unroll, self._constrain_tokens
-        )
-        self.connector = connector.Projector(
-            s.vision.block.width, b.width, b.dtype, b.param_dtype
-        )
+        s = self.spec
+        tower = NativeVisionTransformer if s.vision.native else VisionTransformer
+        self.vision = tower(s.vision, s.remat, s.unroll, self._constrain_tokens)
+        self.connector = connector.build(s)
         self.language = decoder.Decoder(
             s.language, s.remat, s.unroll, self._constrain_tokens
         )
@@ -111,6 +109,9 @@ class LMM(nn.Module):
         tail = empty_tail(s.block, s.depth, len(last), slots)
         start = jnp.max(jnp.where(batch["valid"], batch["positions"], -1), axis=1) + 1
         cache = Cache(out.runs, tail, start.astype(jnp.int32), jnp.zeros((), jnp.int32))
+        if s.axes:
+            coords = jnp.where(state.valid[..., None], state.coords, -1)
+            cache = cache.replace(shift=jnp.max(coords, axis=(1, 2)) + 1 - cache.start)
         return self.language.logits(hidden[:, 0]), cache
 
     def decode(self, tokens: Array, cache: Cache) -> tuple[Array, Cache]:
@@ -125,12 +126,14 @@ class LMM(nn.Module):
 
     def features(self, batch: Batch) -> VisionFeatures:
         """Vision features of every view of every image."""
-        images = batch["images"]
+        images, grid = batch["images"], batch["grid"]
         shape = images.shape[:3]
         with jax.named_scope("vision"):
-            flat = einops.rearrange(images, "b i c h w rgb -> (b i c) h w rgb")
-            hidden = self.vision(flat, self.plan.vision)
-        return VisionFeatures(hidden.reshape(*shape, *hidden.shape[1:]), batch["grid"])
+            flat = images.reshape(-1, *images.shape[3:])
+            flat_grid = jnp.repeat(grid.reshape(-1, 2), shape[2], axis=0)
+            found = self.vision(flat, self.plan.vision, flat_grid)
+        hidden, taps = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), found)
+        return VisionFeatures(hidden, grid, taps)
 
     def _enter(self, batch: Batch, rng: Array | None) -> tuple[TokenState, Context]:
         """Assembles the sequence: text and visual spans in storage order."""
@@ -204,6 +207,9 @@ class LMM(nn.Module):
             role=join(batch["role"], jnp.full_like(ones, Role.VISUAL, jnp.int8)),
             turn=join(batch["turn"], jnp.zeros_like(ones, jnp.int32)),
             size=join(jnp.ones(text.shape[:2], jnp.float32), ones),
+            coords=join(batch["coords"], batch["visual_coords"])
+            if self.spec.language.axes
+            else None,
             gate=None if gate is None else join(jnp.ones(text.shape[:2]), gate),
             layout=Layout.of(
                 {
@@ -236,9 +242,13 @@ def geometry(
         vision=v.block.geometry(v.depth),
         language=w.block.geometry(w.depth),
         vision_layers=v.run,
+        vision_taps=v.taps,
         class_token=v.class_token,
-        grid=v.grid,
-        patch=v.patch,
+        patches=v.patches,
+        fixed_grid=None if v.native else v.grid,
+        patch=3 * v.frames * v.patch**2,
+        merge=v.merge,
+        connector=connector.weights(spec),
         images=images,
         crops=crops,
         prefix=prefix,
@@ -250,15 +260,21 @@ def geometry(
 
 def abstract_batch(model: LMM, size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of the batch that a model reads, for tracing without data."""
-    g, side = model.plan.geometry, model.spec.vision.image
+    g, v = model.plan.geometry, model.spec.vision
     text, views = g.prefix + g.suffix, 1 + g.crops
     visual = g.images * model.plan.tokens_per_image
 
     def of(dtype, *shape):
         return jax.ShapeDtypeStruct((size, *shape), dtype)
 
+    view = (v.patches, 1, v.patch, v.patch, 3) if v.native else (v.image, v.image, 3)
+    axes = model.spec.language.axes
+    coords = {
+        "coords": of(jnp.int32, text, axes),
+        "visual_coords": of(jnp.int32, visual, axes),
+    }
     return {
-        "images": of(jnp.uint8, g.images, views, side, side, 3),
+        "images": of(jnp.uint8, g.images, views, *view),
         "views": of(bool, g.images, views),
         "grid": of(jnp.int32, g.images, 2),
         "tokens": of(jnp.int32, text),
@@ -271,6 +287,7 @@ def abstract_batch(model: LMM, size: int) -> dict[str, jax.ShapeDtypeStruct]:
         "visual_positions": of(jnp.int32, visual),
         "visual_valid": of(bool, visual),
         "visual_segment": of(jnp.int32, visual),
+        **(coords if axes else {}),
     }
 
 
@@ -285,10 +302,15 @@ def init(model: LMM, rng: Array) -> dict:
 
 def params(spec: LMMSpec) -> tuple[Param, ...]:
     """Rows of the whole model in the naming of the original LLaVA checkpoints."""
-    tower = "model.vision_tower.vision_tower.vision_model."
+    tower = native_vit if spec.vision.native else vit
+    at = "model.vision_tower.vision_tower.vision_model."
     return (
-        *(row.under("vision/", tower) for row in vit.params(spec.vision)),
-        *(row.under("connector/", "model.mm_projector.") for row in connector.PARAMS),
+        *(row.under("vision/", at) for row in tower.params(spec.vision)),
+        *(
+            row.under("connector/", "model.mm_projector.")
+            for row in connector.params(spec)
+        ),
+        *connector.tap_params(spec, "model.mm_projector.taps.{layer}."),
         *(row.under("language/", "") for row in decoder.params(spec.language)),
     )
 
@@ -331,16 +353,12 @@ def _padded_visual(state: TokenState, ctx: Context, entrance: Layout):
         hole = jnp.zeros((x.shape[0], extra, *x.shape[2:]), x.dtype)
         return jnp.concatenate([x[:, : where.stop], hole, x[:, where.stop :]], axis=1)
 
-    arrays = {
-        name: pad(getattr(state, name))
-        for name in ("hidden", "positions", "valid", "segment", "role", "turn", "size")
-    }
-    gate = None if state.gate is None else pad(state.gate)
+    arrays = {name: None if x is None else pad(x) for name, x in state.arrays().items()}
     aligned = {
         name: jnp.pad(x, ((0, 0), (0, 0), (0, extra), (0, 0)))
         for name, x in ctx.aligned.items()
     }
-    state = state.replace(**arrays, gate=gate, layout=entrance)
+    state = state.replace(**arrays, layout=entrance)
     return state, ctx.replace(aligned=aligned)
 
 

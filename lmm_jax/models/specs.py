@@ -18,9 +18,10 @@ class VisionSpec:
     """A vision transformer.
 
     Attributes:
-        image: pixels a side of one view.
+        image: pixels a side of one view, or of the image that the table of positions
+            was made for where images keep their own size.
         patch: pixels a side of one patch.
-        block: its block (bidirectional, LayerNorm, learned positions).
+        block: its block (bidirectional, LayerNorm).
         depth: layers.
         run: layers that run; features are the residual stream after the last of them
             (LLaVA reads CLIP one layer before its end, so 23 of 24).
@@ -30,6 +31,11 @@ class VisionSpec:
         post_norm: checkpoints hold a last LayerNorm; it is kept and never applied, since
             connectors read the residual stream before it.
         mean, std: of pixels in 0..1, per channel.
+        native: images keep their own size and shape, up to this many patches; 0: every
+            view is a square of `image` pixels.
+        frames: of a video that one patch holds; a still image is all of them.
+        merge: patches a side that the connector makes one token of.
+        taps: layers after which features are read too, 0-based, in published order.
         kind: model type on the hub whose keys its checkpoints have.
     """
 
@@ -44,6 +50,10 @@ class VisionSpec:
     post_norm: bool = True
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
+    native: int = 0
+    frames: int = 1
+    merge: int = 1
+    taps: tuple[int, ...] = ()
     kind: str = "clip_vision_model"
 
     def read_at(self, state: int) -> VisionSpec:
@@ -68,7 +78,13 @@ class VisionSpec:
 
     @property
     def patches(self) -> int:
-        return self.grid[0] * self.grid[1]
+        """Of one view; where images keep their own size, the most there can be."""
+        return self.native or self.grid[0] * self.grid[1]
+
+    @property
+    def merged(self) -> int:
+        """Features that the connector makes one token of: their joint width."""
+        return self.merge**2 * self.block.width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +106,12 @@ class LanguageSpec:
     tied: bool = False
     head_bias: bool = False
     kind: str = "llama"
+
+    @property
+    def axes(self) -> int:
+        """Rotary coordinates of a token; 0 where its position is the only one."""
+        rope = self.block.rope
+        return rope.axes.count if rope and rope.axes else 0
 
 
 @dataclasses.dataclass(frozen=True)

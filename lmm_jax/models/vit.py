@@ -49,34 +49,70 @@ class VisionTransformer(nn.Module):
             b, s.depth, False, self.remat, self.unroll, self.constrain
         )
 
-    def __call__(self, images: Array, steps: Sequence[Step]) -> Array:
+    def __call__(
+        self, images: Array, steps: Sequence[Step], grid: Array | None = None
+    ) -> tuple[Array, tuple[Array, ...]]:
         """Features of each view.
 
         Args:
             images: uint8 [N, H, W, 3], normalised here; or float, already normalised.
             steps: of the plan's vision stack.
+            grid: not read: all views have one shape here.
 
         Returns:
-            [N, P, E], the residual stream after the last step, without [CLS].
+            [N, P, E], the residual stream after the last step, and after each tap,
+            without [CLS].
         """
-        x = self.patch(self._normalised(images))
+        x = self.patch(normalised(images, self.spec))
         if self.spec.class_token:
             cls = jnp.broadcast_to(self.cls.astype(x.dtype), (len(x), 1, x.shape[-1]))
             x = jnp.concatenate([cls, x], axis=1)
         x = x + self.positions.astype(x.dtype)
         if self.spec.pre_norm:
             x = self.pre_norm(x)
-        state = _state(x, int(self.spec.class_token))
-        out = self.stack.run(state, steps, Context()).state
         if self.spec.post_norm and self.is_initializing():
-            self.post_norm(out.hidden)
-        return out.hidden[:, out.layout.slice("visual")]
+            self.post_norm(x)
+        state = entrance(x, cls=int(self.spec.class_token))
+        return run(self.stack, state, steps, self.spec.taps)
 
-    def _normalised(self, images: Array) -> Array:
-        if images.dtype != jnp.uint8:
-            return images
-        mean, std = (np.asarray(x, np.float32) for x in (self.spec.mean, self.spec.std))
-        return (images.astype(jnp.float32) / 255.0 - mean) / std
+
+def normalised(images: Array, spec: VisionSpec) -> Array:
+    """uint8 pixels [..., 3] as the encoder expects them; floats pass."""
+    if images.dtype != jnp.uint8:
+        return images
+    mean, std = (np.asarray(x, np.float32) for x in (spec.mean, spec.std))
+    return (images.astype(jnp.float32) / 255.0 - mean) / std
+
+
+def entrance(
+    x: Array, *, cls: int = 0, valid: Array | None = None, coords: Array | None = None
+) -> TokenState:
+    """The tokens [N, P, E] before the first layer, `cls` of them in front."""
+    shape, tokens = x.shape[:2], x.shape[1]
+    zero = jnp.zeros(shape, jnp.int32)
+    return TokenState(
+        hidden=x,
+        positions=jnp.broadcast_to(jnp.arange(tokens), shape),
+        valid=jnp.ones(shape, bool) if valid is None else valid,
+        segment=zero,
+        role=jnp.full(shape, Role.VISUAL, jnp.int8),
+        turn=zero,
+        size=jnp.ones(shape, jnp.float32),
+        coords=coords,
+        layout=Layout.of({"cls": cls, "visual": tokens - cls}),
+    )
+
+
+def run(
+    stack: LayerStack, state: TokenState, steps: Sequence[Step], taps: Sequence[int]
+) -> tuple[Array, tuple[Array, ...]]:
+    """Visual rows after the last step, and after each layer in `taps`, ascending."""
+    seen = []
+    for step in steps:
+        state = stack.run(state, (step,), Context()).state
+        if step.stop - 1 in taps:
+            seen.append(state.hidden[:, state.layout.slice("visual")])
+    return state.hidden[:, state.layout.slice("visual")], tuple(seen)
 
 
 def _sincos(key: Array, shape: tuple[int, int], dtype) -> Array:
@@ -95,21 +131,6 @@ def _sincos(key: Array, shape: tuple[int, int], dtype) -> Array:
     grid[:, : 2 * waves] = np.repeat(line, side, axis=0)
     grid[:, 2 * waves : 4 * waves] = np.tile(line, (side, 1))
     return jnp.asarray(table, dtype)
-
-
-def _state(x: Array, cls: int) -> TokenState:
-    batch, tokens = x.shape[:2]
-    zero = jnp.zeros((batch, tokens), jnp.int32)
-    return TokenState(
-        hidden=x,
-        positions=jnp.broadcast_to(jnp.arange(tokens), zero.shape),
-        valid=jnp.ones((batch, tokens), bool),
-        segment=zero,
-        role=jnp.full((batch, tokens), Role.VISUAL, jnp.int8),
-        turn=zero,
-        size=jnp.ones((batch, tokens), jnp.float32),
-        layout=Layout.of({"cls": cls, "visual": tokens - cls}),
-    )
 
 
 _BLOCK = {

@@ -1,6 +1,6 @@
 """Rotary position embedding, rotate-half form (Su et al., arXiv:2104.09864).
 
-Letters: B batch, T tokens, N heads, H head width.
+Letters: B batch, T tokens, N heads, H head width, R rotated dimensions, A axes.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from lmm_jax.depth import Place
 
 Array = jax.Array
 
@@ -48,6 +50,40 @@ class Llama3Scaling:
 
 
 @dataclasses.dataclass(frozen=True)
+class Axial:
+    """Coordinates (row, column): a whole series of frequencies for each (Qwen2-VL's vision
+    tower, arXiv:2409.12191)."""
+
+    count = 2
+
+    def of(self, frequencies: int) -> np.ndarray:
+        """The axis that each frequency reads, int [R/2]."""
+        return np.repeat(np.arange(self.count), frequencies // self.count)
+
+
+@dataclasses.dataclass(frozen=True)
+class Interleaved:
+    """Coordinates (time, row, column), which take turns along one series of frequencies;
+    the slowest ones are left to time (Qwen3-VL, arXiv:2511.21631).
+
+    Attributes:
+        rows, columns: frequencies that each of the two reads.
+    """
+
+    rows: int
+    columns: int
+    count = 3
+
+    def of(self, frequencies: int) -> np.ndarray:
+        """The axis that each frequency reads, int [R/2]."""
+        i = np.arange(frequencies)
+        axis = np.zeros(frequencies, np.int64)
+        axis[(i % 3 == 1) & (i < 3 * self.rows)] = 1
+        axis[(i % 3 == 2) & (i < 3 * self.columns)] = 2
+        return axis
+
+
+@dataclasses.dataclass(frozen=True)
 class RopeSpec:
     """Rotary settings.
 
@@ -55,11 +91,14 @@ class RopeSpec:
         base: of the geometric series of wavelengths.
         fraction: leading share of the head width that is rotated.
         scaling: of the frequencies, for contexts longer than the original one.
+        axes: tokens have several coordinates, `Place.coords`; None where their position
+            is the only one.
     """
 
     base: float = 10_000.0
     fraction: float = 1.0
     scaling: LinearScaling | Llama3Scaling | None = None
+    axes: Axial | Interleaved | None = None
 
     def width(self, head_dim: int) -> int:
         """Rotated dimensions of a head."""
@@ -68,7 +107,9 @@ class RopeSpec:
     def frequencies(self, head_dim: int) -> np.ndarray:
         """Radians per position, [R/2]."""
         width = self.width(head_dim)
-        found = self.base ** (-np.arange(0, width, 2, dtype=np.float64) / width)
+        series = width // self.axes.count if isinstance(self.axes, Axial) else width
+        found = self.base ** (-np.arange(0, series, 2, dtype=np.float64) / series)
+        found = np.tile(found, width // series)
         return found if self.scaling is None else self.scaling(found)
 
 
@@ -81,10 +122,13 @@ class Rotation:
     sin: Array
 
 
-def rotation(positions: Array, spec: RopeSpec, head_dim: int) -> Rotation:
+def rotation(place: Place, spec: RopeSpec, head_dim: int) -> Rotation:
     """Angles in float32: bfloat16 cannot tell position 256 from 257."""
     frequencies = jnp.asarray(spec.frequencies(head_dim), jnp.float32)
-    angle = positions[..., None, None].astype(jnp.float32) * frequencies
+    at = place.positions[..., None]
+    if spec.axes is not None:
+        at = place.coords[..., spec.axes.of(len(frequencies))]
+    angle = at[..., None, :].astype(jnp.float32) * frequencies
     return Rotation(jnp.cos(angle), jnp.sin(angle))
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from lmm_jax.depth import Context, Keys, Observation, Place, TokenState
 from lmm_jax.depth.edits import ReduceOp
-from lmm_jax.depth.planner import Cut, Layer, Mode, Scan, Step
+from lmm_jax.depth.planner import Cut, Feed, Layer, Mode, Scan, Step
 from lmm_jax.depth.reduce import reduce_span
 from lmm_jax.nn.attention import Sight, observe, sight
 from lmm_jax.nn.block import Block, BlockSpec
@@ -55,6 +55,9 @@ class Cache:
     tail: Keys  # [L, B, M, K, H]
     start: Array  # int32 [B]; position of the first decoded token
     step: Array  # int32 []; decoded tokens so far
+    shift: Array | None = (
+        None  # int32 [B]; coordinates minus position of decoded tokens
+    )
 
 
 class LayerStack(nn.Module):
@@ -110,6 +113,7 @@ class LayerStack(nn.Module):
         for step in steps:
             if isinstance(step, Cut):
                 state, ctx, said = _cut(step.edits, state, seen, ctx, ops, mode)
+                state = _fed(state, ctx, step.feeds)
                 aux |= said
                 continue
             place = state.place
@@ -144,6 +148,10 @@ class LayerStack(nn.Module):
         place = Place(
             cache.start[:, None] + cache.step, jnp.ones((batch, 1), bool), same[:, :1]
         )
+        if cache.shift is not None:
+            at = place.positions + cache.shift[:, None]
+            axes = self.spec.rope.axes.count
+            place = place.replace(coords=jnp.repeat(at[..., None], axes, axis=-1))
         angles = self._rotation(place)
         own, tail_sight = self._sight(place, place), self._sight(place, tail_place)
         block = Block(self.spec, parent=None)
@@ -217,10 +225,7 @@ class LayerStack(nn.Module):
         rows = self._rows(slice(step.start, step.stop), step.learns)
         layer = jax.tree.map(lambda p: p[0], rows)
         angles, own = self._rotation(state.place), self._sight(state.place, state.place)
-        hidden = self.constrain(state.hidden)
-        for feed in step.feeds:
-            rows = ctx.aligned[feed.source][feed.start]
-            hidden = _add(hidden, rows, state.layout.slice("visual"))
+        hidden = self.constrain(_fed(state, ctx, step.feeds).hidden)
 
         def attend(layer, hidden):
             return block.apply({"params": layer}, hidden, angles, own, method="attend")
@@ -238,7 +243,7 @@ class LayerStack(nn.Module):
     def _rotation(self, place: Place) -> Rotation | None:
         if self.spec.rope is None:
             return None
-        return rotation(place.positions, self.spec.rope, self.spec.head_dim)
+        return rotation(place, self.spec.rope, self.spec.head_dim)
 
     def _sight(self, queries: Place, keys: Place) -> Sight:
         if not self.masked:
@@ -269,7 +274,9 @@ class LayerStack(nn.Module):
         block = Block(self.spec, parent=None)
         x = jnp.zeros((1, 1, self.spec.width), self.spec.dtype)
         one = jnp.zeros((1, 1), jnp.int32)
-        angles = self._rotation(Place(one, one == 0, one))
+        rope = self.spec.rope
+        coords = rope and rope.axes and jnp.zeros((1, 1, rope.axes.count), jnp.int32)
+        angles = self._rotation(Place(one, one == 0, one, coords=coords))
 
         def init(key):
             return block.init(key, x, angles, Sight(None))["params"]
@@ -296,6 +303,15 @@ def _cut(edits, state, seen, ctx, ops, mode):
         state, ctx = reduce_span(state, ctx, edit.span, assignment, mode=mode)
         aux |= {f"{edit.name}/{name}": x for name, x in assignment.aux.items()}
     return state, ctx, aux
+
+
+def _fed(state: TokenState, ctx: Context, feeds: Sequence[Feed]) -> TokenState:
+    """Adds one row of each buffer to the visual span."""
+    hidden = state.hidden
+    for feed in feeds:
+        rows = ctx.aligned[feed.source][feed.start]
+        hidden = _add(hidden, rows, state.layout.slice("visual"))
+    return state.replace(hidden=hidden)
 
 
 def _add(hidden: Array, rows: Array, where: slice) -> Array:

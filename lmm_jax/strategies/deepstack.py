@@ -65,7 +65,8 @@ def edits(
     if not layers:
         return ()
     op = StackedViews(geometry.grid[1], len(layers), order)
-    return (Inject("deepstack", layers, op),)
+    projects = geometry.crops * geometry.patches
+    return (Inject("deepstack", layers, op, projects),)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,7 +35,7 @@ def edits(geometry: Geometry, *, keep: int = 144, seed: int = 0) -> tuple[Reduce
 
 def lossless(geometry: Geometry, tokens: int) -> dict[str, int]:
     """Arguments at which the cut must do nothing."""
-    return dict(keep=geometry.patches)
+    return dict(keep=geometry.visual_tokens)
 
 
 @dataclasses.dataclass(frozen=True)

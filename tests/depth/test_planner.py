@@ -170,7 +170,7 @@ PARALLEL = dataclasses.replace(geometry().language, parallel=True)
             {},
             "at the connector, where no language layer has run",
         ),
-        ((Inject("a", (31, 32), nothing),), {}, r"before layers \[32\]"),
+        ((Inject("a", (31, 33), nothing),), {}, r"before layers \[33\]"),
         ((Inject("a", (3, 2), nothing),), {}, "must ascend"),
         (
             (Connect("a", 9, nothing), Connect("b", 9, nothing)),

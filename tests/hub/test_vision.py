@@ -85,7 +85,7 @@ def test_features_of_every_layer_equal_transformers(tower, tmp_path_factory):
 
 def features(spec, params, images):
     model = VisionTransformer(spec)
-    return model.apply({"params": params}, images, (Scan(0, spec.run),))
+    return model.apply({"params": params}, images, (Scan(0, spec.run),))[0]
 
 
 def abstract(spec):

@@ -355,7 +355,7 @@ def _sights(block, state, alive):
 
     place = dataclasses.replace(state.place, valid=jnp.asarray(alive))
     spec = block.spec
-    angles = rotation(place.positions, spec.rope, spec.head_dim)
+    angles = rotation(place, spec.rope, spec.head_dim)
     return angles, sight(place, place, causal=True)
 
 

@@ -70,7 +70,7 @@ def rows(spec: LMMSpec) -> tuple[Param, ...]:
             path=f"connector/{row.path}",
             key=row.key.replace("0.", first).replace("2.", second),
         )
-        for row in connector.PARAMS
+        for row in connector.PROJECTOR
     )
     return (
         *(row.under("vision/", "vision_tower.") for row in vision.rows(spec.vision)),

@@ -74,7 +74,7 @@ def rows(spec: LMMSpec) -> tuple[Param, ...]:
     """Rows in the keys of the original code."""
     tower = (row.under("vision/", TOWER) for row in vision.rows(spec.vision))
     projector = (
-        row.under("connector/", "model.mm_projector.") for row in connector.PARAMS
+        row.under("connector/", "model.mm_projector.") for row in connector.PROJECTOR
     )
     language = LANGUAGES[spec.language.kind].rows(spec.language)
     return (*tower, *projector, *(row.under("language/", "") for row in language))
