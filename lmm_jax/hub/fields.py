@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from lmm_jax.nn.rope import LinearScaling, Llama3Scaling, RopeSpec
+from lmm_jax.nn.rope import Axial, LinearScaling, Llama3Scaling, RopeSpec
 
 # Fields about training, generation, bookkeeping: a forward pass does not read them.
 _HARMLESS_NAMES = """
@@ -98,19 +98,30 @@ class Fields:
         """One of `lmm_jax.nn.block.ACTIVATIONS`, from its name on the hub."""
         return ACTIVATIONS[self.only(name, default, *ACTIVATIONS)]
 
-    def rope(self, *, base: float = 10_000.0, fraction: float = 1.0) -> RopeSpec:
+    def rope(
+        self,
+        *,
+        base: float = 10_000.0,
+        fraction: float = 1.0,
+        read: Collection[str] = (),
+    ) -> RopeSpec:
         """Rotary settings, in the spelling before and since transformers 5.
 
+        Args:
+            base, fraction: where the config says nothing.
+            read: fields that the family reads by itself, from `rope_values`.
+
         Raises:
-            ValueError: a scaling other than "linear" or "llama3".
+            ValueError: a type other than "default", "axial", "linear" or "llama3".
         """
         top = {"rope_theta": self.take("rope_theta", base)}
         top["partial_rotary_factor"] = self.take("partial_rotary_factor", fraction)
-        scaling, new = self.take("rope_scaling", {}), self.take("rope_parameters", {})
-        found = Fields({**top, **scaling, **new}, f"{self._where}: rope")
-        kind = found.take("rope_type", scaling.get("type", "default"))
-        found.take("type", None)
-        if kind == "default":
+        found = Fields({**top, **self.rope_values()}, f"{self._where}: rope")
+        kind = found.take("rope_type", found.take("type", "default"))
+        for name in read:
+            found.take(name, None)
+        axes = Axial() if kind == "axial" else None
+        if kind in ("default", "axial"):
             scaled = None
         elif kind == "linear":
             scaled = LinearScaling(found.take("factor"))
@@ -121,13 +132,17 @@ class Fields:
         else:
             raise ValueError(
                 f"{self._where} asks for rope scaling {kind!r}; lmm_jax knows 'linear' "
-                "and 'llama3' only, and the results would be wrong."
+                "and 'llama3' (and 'axial') only, and the results would be wrong."
             )
         spec = RopeSpec(
-            found.take("rope_theta"), found.take("partial_rotary_factor"), scaled
+            found.take("rope_theta"), found.take("partial_rotary_factor"), scaled, axes
         )
         found.done()
         return spec
+
+    def rope_values(self) -> dict[str, Any]:
+        """What the config's rotary object holds, under either of its names."""
+        return {**self.take("rope_scaling", {}), **self.take("rope_parameters", {})}
 
     def done(self) -> None:
         """Refuses what has not been read and may change the maths.
@@ -150,6 +165,8 @@ class Fields:
 def rope_fields(spec: RopeSpec) -> dict[str, Any]:
     """The inverse of `Fields.rope`, in the spelling that every transformers reads."""
     found: dict[str, Any] = {"rope_theta": spec.base}
+    if isinstance(spec.axes, Axial):
+        return {"rope_parameters": found | {"rope_type": "axial"}}
     if spec.fraction != 1:
         found["partial_rotary_factor"] = spec.fraction
     match spec.scaling:

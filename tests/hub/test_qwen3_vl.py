@@ -1,0 +1,187 @@
+"""Qwen3-VL folders against `transformers`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from lmm_jax import hub
+from lmm_jax.decode import Generator
+from lmm_jax.depth import make_plan
+from lmm_jax.models import lmm
+from lmm_jax.models.connector import own_edits
+from tests.golden import native, reference
+from tests.hub.test_vision import scramble
+
+NEW, PATCH, VOCAB = 32, 4, 72
+IMAGE, VIDEO, START, END, PAD = 66, 67, 68, 69, 0
+TEXT = dict(
+    vocab_size=VOCAB,
+    hidden_size=32,
+    intermediate_size=40,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    eos_token_id=None,
+)
+VISION = dict(
+    depth=4,
+    hidden_size=24,
+    intermediate_size=40,
+    num_heads=2,
+    patch_size=PATCH,
+    out_hidden_size=32,
+    num_position_embeddings=36,
+)
+VARIANTS = {
+    "untied": (dict(head_dim=12), [2, 2, 2], [0, 2], False),
+    "tied": (dict(head_dim=16), [4, 2, 2], [1, 2, 3], True),
+    "no taps": (dict(head_dim=8), [2, 1, 1], [], False),
+}
+# For each row the (rows, columns) of its images in patches, and text tokens after them.
+ROWS = (([(4, 6)], 5), ([(2, 2), (6, 4)], 2), ([], 7), ([(8, 2)], 1))
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def folder(request, tmp_path_factory):
+    text, section, taps, tied = VARIANTS[request.param]
+    rope = dict(rope_type="default", rope_theta=5e6, mrope_section=section)
+    config = transformers.Qwen3VLConfig(
+        text_config=dict(TEXT, rope_parameters=rope, **text),
+        vision_config=dict(VISION, deepstack_visual_indexes=taps),
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+        vision_start_token_id=START,
+        vision_end_token_id=END,
+        tie_word_embeddings=tied,
+    )
+    model = scramble(transformers.Qwen3VLForConditionalGeneration(config))
+    path = tmp_path_factory.mktemp("qwen3_vl")
+    model.save_pretrained(path)
+    return path, model
+
+
+@functools.cache
+def prompts() -> reference.Fixture:
+    """Rows of unequal length, padded on the left, with packed pixels."""
+    rng = np.random.default_rng(0)
+    rows, kinds, grids = [], [], []
+    for images, after in ROWS:
+        row, kind = [7], [0]
+        for height, width in images:
+            tokens = height * width // 4
+            row += [START, *[IMAGE] * tokens, END]
+            kind += [0, *[1] * tokens, 0]
+            grids.append((1, height, width))
+        rows.append([*row, *rng.integers(1, 60, after)])
+        kinds.append([*kind, *[0] * after])
+    width = max(map(len, rows))
+
+    def left_padded(values):
+        return np.array([[PAD] * (width - len(v)) + list(map(int, v)) for v in values])
+
+    pixels = sum(h * w for _, h, w in grids)
+    return reference.Fixture(
+        {
+            "in/input_ids": left_padded(rows),
+            "in/mm_token_type_ids": left_padded(kinds),
+            "in/attention_mask": left_padded([[1] * len(row) for row in rows]),
+            "in/image_grid_thw": np.array(grids),
+            "in/pixel_values": rng.normal(size=(pixels, 6 * PATCH**2)).astype("f"),
+        },
+        {},
+    )
+
+
+def theirs_in() -> dict[str, torch.Tensor]:
+    f = prompts()
+    return {
+        name.removeprefix("in/"): torch.tensor(value)
+        for name, value in f.arrays.items()
+    }
+
+
+def ours(path):
+    opened, f = hub.Folder(path), prompts()
+    spec = hub.lmm_spec(path)
+    patches = max(h * w for _, h, w in native.frames(f))
+    spec = dataclasses.replace(
+        spec, vision=dataclasses.replace(spec.vision, native=patches)
+    )
+    width = f["in/input_ids"].shape[1]
+    sizes = lmm.geometry(spec, images=2, crops=0, prefix=0, suffix=width)
+    model = lmm.LMM(spec, make_plan(sizes, own_edits(spec)))
+    abstract = jax.eval_shape(lambda k: lmm.init(model, k), jax.random.key(0))
+    params = jax.device_put(hub.load(opened, spec, abstract))
+    return model, params, native.batch(f, model)
+
+
+def test_logits(folder):
+    path, theirs = folder
+    model, params, batch = ours(path)
+    with torch.no_grad():
+        expected = theirs(**theirs_in()).logits.numpy()
+    stack = model.apply({"params": params}, batch)
+    logits = model.apply({"params": params}, stack.state.hidden, method="logits")
+    bound = 1e-5 * np.abs(expected).max()
+    seen = prompts()["in/attention_mask"] == 1
+    for row, mine in enumerate(reference.in_order(logits, stack.state)):
+        right = expected[row][seen[row]]
+        np.testing.assert_allclose(mine, right, rtol=0, atol=bound)
+
+
+def test_greedy_generation_of_unequal_prompts(folder):
+    path, theirs = folder
+    model, params, batch = ours(path)
+    theirs.model.rope_deltas = None  # it remembers those of the last prompt
+    with torch.no_grad():
+        out = theirs.generate(
+            **theirs_in(),
+            do_sample=False,
+            max_new_tokens=NEW,
+            min_new_tokens=NEW,
+            suppress_tokens=None,
+        )
+    expected = out[:, -NEW:].numpy()
+    answers = Generator(model, NEW, end=-1)(params, batch)
+    np.testing.assert_array_equal(answers, expected)
+
+
+def test_round_trip_is_bit_equal(folder, tmp_path):
+    path, theirs = folder
+    model, params, _ = ours(path)
+    saved = hub.save(
+        tmp_path / "back", model.spec, params, kind="qwen3_vl", shard_bytes=30_000
+    )
+    assert len(list(saved.glob("*.safetensors"))) > 2
+    assert (
+        dataclasses.replace(hub.lmm_spec(saved).vision, native=model.spec.vision.native)
+        == model.spec.vision
+    )
+    assert hub.lmm_spec(saved).language == model.spec.language
+    again = transformers.Qwen3VLForConditionalGeneration.from_pretrained(saved)
+    mine, right = again.state_dict(), theirs.state_dict()
+    assert mine.keys() == right.keys()
+    assert all(torch.equal(mine[name], right[name]) for name in mine)
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value"),
+    [
+        ("vision_config", "out_hidden_size", 16),
+        ("vision_config", "window_size", 112),
+        ("text_config", "attention_bias", True),
+        ("text_config", "num_experts", 8),
+    ],
+)
+def test_what_would_change_the_maths_is_refused(folder, part, field, value):
+    config = hub.Folder(folder[0]).config
+    changed = {**config, part: {**config[part], field: value}}
+    with pytest.raises(ValueError, match=field):
+        hub.read_spec(changed, "somewhere")
