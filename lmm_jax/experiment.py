@@ -62,11 +62,13 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ImageConfig:
-    """How images become views; see `ImageSpec`. The vision encoder gives the size."""
+    """How images become views; see `ImageSpec`. The vision encoder gives the size, and the
+    model the grids of "anyres" where `pinpoints` is empty."""
 
-    mode: Literal["pad", "crop", "stretch"] = "pad"
+    mode: Literal["pad", "crop", "stretch", "anyres"] = "pad"
     crops: int = 0
     grid: Literal["aspect", "square"] = "aspect"
+    pinpoints: tuple[tuple[int, int], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -271,18 +273,38 @@ class Experiment:
         Raises:
             ValueError: a strategy that does not exist, or that cannot be placed.
         """
-        text, image = self.config.text, self.config.image
+        text, images = self.config.text, self.images
         prompt = self.config.eval.suffix or text.suffix
         geometry = lmm.geometry(
             self.spec,
             images=text.images,
-            crops=image.crops,
+            crops=images.views - 1,
+            pinpoints=images.pinpoints,
             prefix=text.prefix,
             suffix=text.suffix if train else prompt,
             train=train,
         )
-        edits = strategies.build(self.config.strategy, geometry)
-        return make_plan(geometry, edits, mode=self.config.model.mode)
+        chosen = strategies.build(self.config.strategy, geometry)
+        named = {getattr(edit, "name", None) for edit in chosen}
+        # A config that names what the model has anyway says how, not once more.
+        own = (e for e in lmm.own_edits(self.spec, geometry) if e.name not in named)
+        return make_plan(geometry, (*own, *chosen), mode=self.config.model.mode)
+
+    @functools.cached_property
+    def images(self) -> ImageSpec:
+        """How images become views."""
+        image, vision = self.config.image, self.spec.vision
+        tiled = image.mode == "anyres"
+        return ImageSpec(
+            vision.image,
+            image.mode,
+            image.crops,
+            image.grid,
+            pinpoints=image.pinpoints or (self.spec.pinpoints if tiled else ()),
+            patches=vision.grid[0] if tiled else 0,
+            mean=vision.mean,
+            std=vision.std,
+        )
 
     @functools.cached_property
     def axes(self) -> Axes:
@@ -311,19 +333,17 @@ class Experiment:
 
     def samples(self, plan: Plan) -> SampleSpec:
         """How a record becomes a sample of this plan."""
-        text, image, vision = self.config.text, self.config.image, self.spec.vision
-        pixels = ImageSpec(
-            vision.image,
-            image.mode,
-            image.crops,
-            image.grid,
-            vision.mean,
-            vision.std,
+        text, g = self.config.text, plan.geometry
+        slots = Slots(
+            g.prefix,
+            g.suffix,
+            g.images,
+            plan.tokens_per_image,
+            rows=g.tiled_tokens,
+            varies=plan.connect is not None and plan.connect.varies,
         )
-        g = plan.geometry
-        slots = Slots(g.prefix, g.suffix, g.images, plan.tokens_per_image)
         template = find_template(text.template)
-        return SampleSpec(pixels, slots, template, self.tokenizer, text.truncate)
+        return SampleSpec(self.images, slots, template, self.tokenizer, text.truncate)
 
     def abstract_params(self, model: lmm.LMM) -> dict[str, Any]:
         """Shapes and dtypes of all parameters; nothing is allocated."""

@@ -46,6 +46,8 @@ class Geometry:
         crops: hi-res views per image, beside the view of the whole image.
         prefix, suffix: text slots before and after the visual span.
         vocab: rows of the embedding.
+        pinpoints: grids of tiles (columns, rows), of which an any-resolution image has
+            one; empty if images have another form.
         train: which of two plans is asked for, where learning and running differ.
     """
 
@@ -60,12 +62,23 @@ class Geometry:
     prefix: int
     suffix: int
     vocab: int
+    pinpoints: tuple[tuple[int, int], ...] = ()
     train: bool = False
 
     @property
     def patches(self) -> int:
         """Patches of one view: the visual tokens per image without any strategy."""
         return self.grid[0] * self.grid[1]
+
+    @property
+    def tiled_tokens(self) -> int:
+        """Tokens that an any-resolution image may have: the patches of the whole view, then
+        those of the tiles, with a newline after each of their rows; 0 without tiles."""
+        down, across = self.grid
+        tiles = [
+            rows * down * (columns * across + 1) for columns, rows in self.pinpoints
+        ]
+        return self.patches + max(tiles) if tiles else 0
 
     def layout(self, visual_per_image: int) -> Layout:
         """Storage order at the entrance of the language stack."""

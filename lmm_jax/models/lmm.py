@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from lmm_jax.depth import (
     Context,
+    Edit,
     Geometry,
     Layout,
     Observation,
@@ -130,7 +131,8 @@ class LMM(nn.Module):
         with jax.named_scope("vision"):
             flat = einops.rearrange(images, "b i c h w rgb -> (b i c) h w rgb")
             hidden = self.vision(flat, self.plan.vision)
-        return VisionFeatures(hidden.reshape(*shape, *hidden.shape[1:]), batch["grid"])
+        hidden = hidden.reshape(*shape, *hidden.shape[1:])
+        return VisionFeatures(hidden, batch["grid"], batch.get("visual_rows"))
 
     def _enter(self, batch: Batch, rng: Array | None) -> tuple[TokenState, Context]:
         """Assembles the sequence: text and visual spans in storage order."""
@@ -167,7 +169,10 @@ class LMM(nn.Module):
         b, i, v, d = visual.shape
         if not self.plan.compress:
             return visual.reshape(b, i * v, d), None, ctx
-        state = _per_image(visual, batch["views"][..., 0])
+        present = batch["views"][..., :1]
+        if self.plan.connect and self.plan.connect.varies:
+            present = present & (batch["visual_rows"] >= 0)
+        state = _per_image(visual, present)
         aligned = {
             name: x.reshape(x.shape[0], b * i, v, d) for name, x in ctx.aligned.items()
         }
@@ -228,6 +233,7 @@ def geometry(
     crops: int,
     prefix: int,
     suffix: int,
+    pinpoints: tuple[tuple[int, int], ...] = (),
     train: bool = False,
 ) -> Geometry:
     """Static sizes of a model and its prompt, for strategies and plans."""
@@ -244,8 +250,14 @@ def geometry(
         prefix=prefix,
         suffix=suffix,
         vocab=w.vocab,
+        pinpoints=pinpoints,
         train=train,
     )
+
+
+def own_edits(spec: LMMSpec, sizes: Geometry) -> tuple[Edit, ...]:
+    """The edits that a model has before any strategy."""
+    return tuple(edit for make in spec.own for edit in make(sizes))
 
 
 def abstract_batch(model: LMM, size: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -257,6 +269,7 @@ def abstract_batch(model: LMM, size: int) -> dict[str, jax.ShapeDtypeStruct]:
     def of(dtype, *shape):
         return jax.ShapeDtypeStruct((size, *shape), dtype)
 
+    tiled = g.tiled_tokens
     return {
         "images": of(jnp.uint8, g.images, views, side, side, 3),
         "views": of(bool, g.images, views),
@@ -271,6 +284,7 @@ def abstract_batch(model: LMM, size: int) -> dict[str, jax.ShapeDtypeStruct]:
         "visual_positions": of(jnp.int32, visual),
         "visual_valid": of(bool, visual),
         "visual_segment": of(jnp.int32, visual),
+        **({"visual_rows": of(jnp.int32, g.images, tiled)} if tiled else {}),
     }
 
 
@@ -307,13 +321,13 @@ def _predecessors(state: TokenState, positions: Array, segment: Array) -> Array:
 
 
 def _per_image(visual: Array, present: Array) -> TokenState:
-    """Each image as a row of its own: [B * I, V, D]."""
+    """Each image as a row of its own, [B * I, V, D]; `present` is bool [B, I, V or 1]."""
     b, i, v, d = visual.shape
     zero = jnp.zeros((b * i, v), jnp.int32)
     return TokenState(
         hidden=visual.reshape(b * i, v, d),
         positions=jnp.broadcast_to(jnp.arange(v), zero.shape),
-        valid=jnp.broadcast_to(present.reshape(b * i, 1), zero.shape),
+        valid=jnp.broadcast_to(present.reshape(b * i, -1), zero.shape),
         segment=zero,
         role=jnp.full((b * i, v), Role.VISUAL, jnp.int8),
         turn=zero,
