@@ -46,7 +46,7 @@ def from_hub(source: str | Path, target: str | Path) -> None:
     checkpoints.close()
     _copy_tokenizer(folder.path, Path(target) / "tokenizer")
     # Last: what has it is complete.
-    sizes = hub.model_config(spec, "llava") | _tokens(folder.config)
+    sizes = hub.model_config(spec, spec.kind) | _tokens(folder.config)
     (Path(target) / SIZES).write_text(json.dumps(sizes, indent=2) + "\n")
 
 
@@ -68,20 +68,22 @@ def to_hub(source: str | Path, target: str | Path) -> None:
         params = _converted(source, spec)
     else:
         raise ValueError(f"{source} is neither a run nor a converted model.")
-    extra = sorted(set(params) - {"vision", "connector", "language"})
+    extra = sorted(set(params) - hub.branches(spec))
     if extra:
         raise ValueError(
-            f"{source} has parameters of {', '.join(extra)}, for which LLaVA's layout has "
-            "no place: export the run without that strategy."
+            f"{source} has parameters of {', '.join(extra)}, for which the layout of "
+            f"{spec.kind} has no place: export the run without that strategy."
         )
     tokens = _tokens(hub.read_json(sizes)) if sizes.is_file() else {}
     _copy_tokenizer(Path(source) / "tokenizer", Path(target))
-    hub.save(target, spec, params, kind="llava", config=tokens)
+    hub.save(target, spec, params, kind=spec.kind, config=tokens)
 
 
 def _abstract(spec: LMMSpec):
-    sizes = lmm.geometry(spec, images=1, crops=0, prefix=0, suffix=2)
-    model = lmm.LMM(spec, make_plan(sizes, ()))
+    sizes = lmm.geometry(
+        spec, images=1, crops=0, prefix=0, suffix=2, pinpoints=spec.pinpoints
+    )
+    model = lmm.LMM(spec, make_plan(sizes, lmm.own_edits(spec, sizes)))
     return jax.eval_shape(lambda key: lmm.init(model, key), jax.random.key(0))
 
 

@@ -60,7 +60,7 @@ def describe(
         (workdir / "plan.txt").write_text(table(experiment.plan(train=False)) + "\n")
         experiment.tokenizer.save(workdir / "tokenizer")
         if experiment.sizes_from_folder:
-            sizes = hub.model_config(experiment.spec, "llava")
+            sizes = hub.model_config(experiment.spec, experiment.spec.kind)
             (workdir / SIZES).write_text(json.dumps(sizes, indent=2) + "\n")
         (workdir / "versions.json").write_text(json.dumps(versions(), indent=2) + "\n")
     except OSError as error:

@@ -6,6 +6,7 @@
 
 from lmm_jax.hub.folder import Folder, read_json
 from lmm_jax.hub.models import (
+    branches,
     language_spec,
     lmm_spec,
     load,
@@ -17,6 +18,7 @@ from lmm_jax.hub.models import (
 
 __all__ = [
     "Folder",
+    "branches",
     "language_spec",
     "lmm_spec",
     "load",

@@ -9,7 +9,15 @@ fused      spec -> tensors that are stored as one (optional)
 config     spec -> `config.json`
 """
 
-from lmm_jax.hub.families import llama, llava, llava_original, phi, phi3, vision
+from lmm_jax.hub.families import (
+    llama,
+    llava,
+    llava_next,
+    llava_original,
+    phi,
+    phi3,
+    vision,
+)
 
-ALL = (llama, phi, phi3, vision, llava, llava_original)
+ALL = (llama, phi, phi3, vision, llava, llava_next, llava_original)
 FAMILIES = {kind: f for f in ALL for kind in f.KINDS}
