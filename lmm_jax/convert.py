@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+import shutil
 import sys
 
 from absl import app, flags
@@ -45,6 +46,7 @@ def from_hub(source: str | Path, target: str | Path) -> None:
     checkpoints.save(0, {"learning": params})
     checkpoints.close()
     _copy_tokenizer(folder.path, Path(target) / "tokenizer")
+    _copy_processor(folder.path, target)
     # Last: what has it is complete.
     sizes = hub.model_config(spec, spec.kind) | _tokens(folder.config)
     (Path(target) / SIZES).write_text(json.dumps(sizes, indent=2) + "\n")
@@ -77,6 +79,7 @@ def to_hub(source: str | Path, target: str | Path) -> None:
     tokens = _tokens(hub.read_json(sizes)) if sizes.is_file() else {}
     _copy_tokenizer(Path(source) / "tokenizer", Path(target))
     hub.save(target, spec, params, kind=spec.kind, config=tokens)
+    _copy_processor(source, target)
 
 
 def _abstract(spec: LMMSpec):
@@ -112,6 +115,11 @@ def _tokens(config: dict) -> dict:
 def _copy_tokenizer(source: Path, target: Path) -> None:
     if any((source / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         Tokenizer.load(source).save(target)
+
+
+def _copy_processor(source: str | Path, target: str | Path) -> None:
+    if (Path(source) / hub.PROCESSOR).is_file():
+        shutil.copy(Path(source) / hub.PROCESSOR, target)
 
 
 def _must_be_new(target: str | Path) -> None:

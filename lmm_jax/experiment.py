@@ -63,9 +63,10 @@ class ModelConfig:
 @dataclasses.dataclass(frozen=True)
 class ImageConfig:
     """How images become views; see `ImageSpec`. The vision encoder gives the size, and the
-    model the grids of "anyres" where `pinpoints` is empty."""
+    model the grids of "anyres" where `pinpoints` is empty. Mode "auto" is that of the
+    image processor in the folder of `init`, whose filter and colours hold in any mode."""
 
-    mode: Literal["pad", "crop", "stretch", "anyres"] = "pad"
+    mode: Literal["auto", "pad", "crop", "stretch", "anyres"] = "pad"
     crops: int = 0
     grid: Literal["aspect", "square"] = "aspect"
     pinpoints: tuple[tuple[int, int], ...] = ()
@@ -225,7 +226,12 @@ class Experiment:
         dtype = m.dtype
         if dtype == "auto":
             dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-        return self._sizes().replaced(
+        spec, found = self._sizes, self._processor
+        if found:
+            colours = dict(mean=found.mean, std=found.std)
+            vision = dataclasses.replace(spec.vision, **colours)
+            spec = dataclasses.replace(spec, vision=vision)
+        return spec.replaced(
             dtype=dtype, param_dtype=m.param_dtype, remat=m.remat, unroll=m.unroll
         )
 
@@ -252,6 +258,20 @@ class Experiment:
         files = (Path(run) / SIZES for run in told)
         return next((file for file in files if file.is_file()), None)
 
+    @property
+    def image_processor(self) -> Path | None:
+        """The file that says how the folder's model wants its images, if there is one."""
+        init, kept = self.config.init, self._remembered
+        folders = (kept.parent,) if kept else filter(None, (init.load, init.vision))
+        files = (Path(folder) / hub.PROCESSOR for folder in folders)
+        return next((file for file in files if file.is_file()), None)
+
+    @functools.cached_property
+    def _processor(self) -> ImageSpec | None:
+        file = self.image_processor
+        return hub.image_spec(file, self._sizes.vision) if file else None
+
+    @functools.cached_property
     def _sizes(self) -> LMMSpec:
         m, init = self.config.model, self.config.init
         if self._remembered:
@@ -292,18 +312,29 @@ class Experiment:
 
     @functools.cached_property
     def images(self) -> ImageSpec:
-        """How images become views."""
-        image, vision = self.config.image, self.spec.vision
-        tiled = image.mode == "anyres"
+        """How images become views.
+
+        Raises:
+            ValueError: fields that do not go together, or mode "auto" without processor.
+        """
+        image, vision, found = self.config.image, self.spec.vision, self._processor
+        if image.mode == "auto" and not found:
+            raise ValueError(
+                f"image.mode='auto', but {self.called} has no image processor "
+                "({hub.PROCESSOR}) that says more: set image.mode."
+            )
+        mode = found.mode if image.mode == "auto" else image.mode
+        tiled = mode == "anyres"
         return ImageSpec(
             vision.image,
-            image.mode,
+            mode,
             image.crops,
             image.grid,
             pinpoints=image.pinpoints or (self.spec.pinpoints if tiled else ()),
             patches=vision.grid[0] if tiled else 0,
             mean=vision.mean,
             std=vision.std,
+            resample=found.resample if found else "bicubic",
         )
 
     @functools.cached_property

@@ -108,10 +108,13 @@ def load(image: str | Path | bytes) -> Image.Image:
 
 
 def rgb(image: Image.Image) -> Image.Image:
-    """RGB of an image of any mode; alpha is dropped, 16 bits become 8."""
+    """RGB of an image of any mode; what is transparent becomes white, 16 bits 8."""
     if image.mode.startswith("I"):
         # Pillow would clip 16-bit grey at 255 and leave a white image.
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if "A" in image.getbands() or "transparency" in image.info:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
     return image.convert("RGB")
 
 

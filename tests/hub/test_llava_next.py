@@ -42,7 +42,19 @@ def folder(request, tmp_path_factory):
     model = scramble(transformers.LlavaNextForConditionalGeneration(config))
     path = tmp_path_factory.mktemp("llava_next")
     model.save_pretrained(path)
+    processor(model).save_pretrained(path)
     return path, model
+
+
+def processor(model) -> transformers.LlavaNextImageProcessorPil:
+    tower = model.config.vision_config
+    half = dict(image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    return transformers.LlavaNextImageProcessorPil(
+        size={"shortest_edge": tower.image_size},
+        crop_size={"height": tower.image_size, "width": tower.image_size},
+        image_grid_pinpoints=PIXELS,
+        **(half if tower.model_type.startswith("siglip") else {}),
+    )
 
 
 def pictures() -> list[Image.Image]:
@@ -75,12 +87,7 @@ def ours(path):
     model = lmm.LMM(spec, plan)
     abstract = jax.eval_shape(lambda k: lmm.init(model, k), jax.random.key(0))
     params = hub.load(opened, spec, abstract)
-    image = ImageSpec(
-        spec.vision.image,
-        "anyres",
-        pinpoints=spec.pinpoints,
-        patches=spec.vision.grid[0],
-    )
+    image = hub.image_spec(path / hub.PROCESSOR, spec.vision)
     capacity = plan.tokens_per_image
     places = Slots(*slots, 1, capacity, rows=capacity, varies=True)
     rows = [row(ids, one, image, places) for ids, one in zip(texts(), pictures())]
@@ -105,16 +112,7 @@ def row(ids, picture, image: ImageSpec, slots: Slots) -> dict[str, np.ndarray]:
 
 def theirs_reads(model) -> dict[str, torch.Tensor]:
     """What `transformers` reads, from its own processor; padded on the left."""
-    tower = model.config.vision_config
-    half = tower.model_type.startswith("siglip")
-    own = dict(image_mean=[0.5] * 3, image_std=[0.5] * 3) if half else {}
-    processor = transformers.LlavaNextImageProcessorPil(
-        size={"shortest_edge": tower.image_size},
-        crop_size={"height": tower.image_size, "width": tower.image_size},
-        image_grid_pinpoints=PIXELS,
-        **own,
-    )
-    found = processor(pictures(), return_tensors="pt")
+    found = processor(model)(pictures(), return_tensors="pt")
     sizes = found["image_sizes"]
     with torch.no_grad():
         features = model.get_image_features(**found).pooler_output
@@ -182,7 +180,7 @@ def test_a_folder_brings_its_tiles_along(folder, tmp_path):
     """No strategy in the config; sizes and values survive conversion."""
     path, theirs = folder
     config = small_config(tmp_path, "llava")
-    config.image.mode = "anyres"
+    config.image.mode = "auto"
     convert.from_hub(path, tmp_path / "kept")
     for init in (dict(load=str(path)), dict(run=str(tmp_path / "kept"))):
         config.init = init
@@ -198,6 +196,8 @@ def test_a_folder_brings_its_tiles_along(folder, tmp_path):
     with pytest.raises(ValueError, match=r"set image\.mode='anyres'"):
         experiment.build(config).plan(train=False)
     convert.to_hub(tmp_path / "kept", tmp_path / "back")
+    back = hub.image_spec(tmp_path / "back" / hub.PROCESSOR, exp.spec.vision)
+    assert back == exp.images
     first, second = hub.Folder(path), hub.Folder(tmp_path / "back")
     assert len(second) == sum("vision_tower.head." not in name for name in first)
 
