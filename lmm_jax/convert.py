@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+import shutil
 import sys
 
 from absl import app, flags
@@ -45,8 +46,9 @@ def from_hub(source: str | Path, target: str | Path) -> None:
     checkpoints.save(0, {"learning": params})
     checkpoints.close()
     _copy_tokenizer(folder.path, Path(target) / "tokenizer")
+    _copy_processor(folder.path, target)
     # Last: what has it is complete.
-    sizes = hub.model_config(spec, "llava") | _tokens(folder.config)
+    sizes = hub.model_config(spec, spec.kind) | _tokens(folder.config)
     (Path(target) / SIZES).write_text(json.dumps(sizes, indent=2) + "\n")
 
 
@@ -68,20 +70,23 @@ def to_hub(source: str | Path, target: str | Path) -> None:
         params = _converted(source, spec)
     else:
         raise ValueError(f"{source} is neither a run nor a converted model.")
-    extra = sorted(set(params) - {"vision", "connector", "language"})
+    extra = sorted(set(params) - hub.branches(spec))
     if extra:
         raise ValueError(
-            f"{source} has parameters of {', '.join(extra)}, for which LLaVA's layout has "
-            "no place: export the run without that strategy."
+            f"{source} has parameters of {', '.join(extra)}, for which the layout of "
+            f"{spec.kind} has no place: export the run without that strategy."
         )
     tokens = _tokens(hub.read_json(sizes)) if sizes.is_file() else {}
     _copy_tokenizer(Path(source) / "tokenizer", Path(target))
-    hub.save(target, spec, params, kind="llava", config=tokens)
+    hub.save(target, spec, params, kind=spec.kind, config=tokens)
+    _copy_processor(source, target)
 
 
 def _abstract(spec: LMMSpec):
-    sizes = lmm.geometry(spec, images=1, crops=0, prefix=0, suffix=2)
-    model = lmm.LMM(spec, make_plan(sizes, ()))
+    sizes = lmm.geometry(
+        spec, images=1, crops=0, prefix=0, suffix=2, pinpoints=spec.pinpoints
+    )
+    model = lmm.LMM(spec, make_plan(sizes, lmm.own_edits(spec, sizes)))
     return jax.eval_shape(lambda key: lmm.init(model, key), jax.random.key(0))
 
 
@@ -110,6 +115,11 @@ def _tokens(config: dict) -> dict:
 def _copy_tokenizer(source: Path, target: Path) -> None:
     if any((source / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         Tokenizer.load(source).save(target)
+
+
+def _copy_processor(source: str | Path, target: str | Path) -> None:
+    if (Path(source) / hub.PROCESSOR).is_file():
+        shutil.copy(Path(source) / hub.PROCESSOR, target)
 
 
 def _must_be_new(target: str | Path) -> None:

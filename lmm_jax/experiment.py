@@ -26,7 +26,6 @@ from lmm_jax.data.placement import SampleSpec, Slots
 from lmm_jax.data.tokenizer import Tokenizer
 from lmm_jax.depth import Plan, make_plan
 from lmm_jax.models import lmm
-from lmm_jax.models.connector import own_edits
 from lmm_jax.models.specs import LMMSpec, named
 from lmm_jax.parallel.axes import RULES, Axes
 from lmm_jax.parallel.mesh import MeshConfig, global_batch, make_mesh
@@ -63,11 +62,14 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ImageConfig:
-    """How images become views; see `ImageSpec`. The vision encoder gives the size."""
+    """How images become views; see `ImageSpec`. The vision encoder gives the size, and the
+    model the grids of "anyres" where `pinpoints` is empty. Mode "auto" is that of the
+    image processor in the folder of `init`, whose filter and colours hold in any mode."""
 
-    mode: Literal["pad", "crop", "stretch"] = "pad"
+    mode: Literal["auto", "pad", "crop", "stretch", "anyres"] = "pad"
     crops: int = 0
     grid: Literal["aspect", "square"] = "aspect"
+    pinpoints: tuple[tuple[int, int], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,7 +226,12 @@ class Experiment:
         dtype = m.dtype
         if dtype == "auto":
             dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-        return self._sizes().replaced(
+        spec, found = self._sizes, self._processor
+        if found:
+            colours = dict(mean=found.mean, std=found.std)
+            vision = dataclasses.replace(spec.vision, **colours)
+            spec = dataclasses.replace(spec, vision=vision)
+        return spec.replaced(
             dtype=dtype, param_dtype=m.param_dtype, remat=m.remat, unroll=m.unroll
         )
 
@@ -251,6 +258,20 @@ class Experiment:
         files = (Path(run) / SIZES for run in told)
         return next((file for file in files if file.is_file()), None)
 
+    @property
+    def image_processor(self) -> Path | None:
+        """The file that says how the folder's model wants its images, if there is one."""
+        init, kept = self.config.init, self._remembered
+        folders = (kept.parent,) if kept else filter(None, (init.load, init.vision))
+        files = (Path(folder) / hub.PROCESSOR for folder in folders)
+        return next((file for file in files if file.is_file()), None)
+
+    @functools.cached_property
+    def _processor(self) -> ImageSpec | None:
+        file = self.image_processor
+        return hub.image_spec(file, self._sizes.vision) if file else None
+
+    @functools.cached_property
     def _sizes(self) -> LMMSpec:
         m, init = self.config.model, self.config.init
         if self._remembered:
@@ -272,19 +293,49 @@ class Experiment:
         Raises:
             ValueError: a strategy that does not exist, or that cannot be placed.
         """
-        text, image = self.config.text, self.config.image
+        text, images = self.config.text, self.images
         prompt = self.config.eval.suffix or text.suffix
         geometry = lmm.geometry(
             self.spec,
             images=text.images,
-            crops=image.crops,
+            crops=images.views - 1,
+            pinpoints=images.pinpoints,
             prefix=text.prefix,
             suffix=text.suffix if train else prompt,
             train=train,
         )
-        own = own_edits(self.spec)
-        edits = own + strategies.build(self.config.strategy, geometry)
-        return make_plan(geometry, edits, mode=self.config.model.mode)
+        chosen = strategies.build(self.config.strategy, geometry)
+        named = {getattr(edit, "name", None) for edit in chosen}
+        # A config that names what the model has anyway says how, not once more.
+        own = (e for e in lmm.own_edits(self.spec, geometry) if e.name not in named)
+        return make_plan(geometry, (*own, *chosen), mode=self.config.model.mode)
+
+    @functools.cached_property
+    def images(self) -> ImageSpec:
+        """How images become views.
+
+        Raises:
+            ValueError: fields that do not go together, or mode "auto" without processor.
+        """
+        image, vision, found = self.config.image, self.spec.vision, self._processor
+        if image.mode == "auto" and not found:
+            raise ValueError(
+                f"image.mode='auto', but {self.called} has no image processor "
+                f"({hub.PROCESSOR}) that says more: set image.mode."
+            )
+        mode = found.mode if image.mode == "auto" else image.mode
+        tiled = mode == "anyres"
+        return ImageSpec(
+            vision.image,
+            mode,
+            image.crops,
+            image.grid,
+            pinpoints=image.pinpoints or (self.spec.pinpoints if tiled else ()),
+            patches=vision.grid[0] if tiled else 0,
+            mean=vision.mean,
+            std=vision.std,
+            resample=found.resample if found else "bicubic",
+        )
 
     @functools.cached_property
     def axes(self) -> Axes:
@@ -313,19 +364,17 @@ class Experiment:
 
     def samples(self, plan: Plan) -> SampleSpec:
         """How a record becomes a sample of this plan."""
-        text, image, vision = self.config.text, self.config.image, self.spec.vision
-        pixels = ImageSpec(
-            vision.image,
-            image.mode,
-            image.crops,
-            image.grid,
-            vision.mean,
-            vision.std,
+        text, g = self.config.text, plan.geometry
+        slots = Slots(
+            g.prefix,
+            g.suffix,
+            g.images,
+            plan.tokens_per_image,
+            rows=g.tiled_tokens,
+            varies=plan.connect is not None and plan.connect.varies,
         )
-        g = plan.geometry
-        slots = Slots(g.prefix, g.suffix, g.images, plan.tokens_per_image)
         template = find_template(text.template)
-        return SampleSpec(pixels, slots, template, self.tokenizer, text.truncate)
+        return SampleSpec(self.images, slots, template, self.tokenizer, text.truncate)
 
     def abstract_params(self, model: lmm.LMM) -> dict[str, Any]:
         """Shapes and dtypes of all parameters; nothing is allocated."""

@@ -37,7 +37,9 @@ def llava(
         unroll=1,
         mode="drop",
     )
-    c.image = dict(mode="crop" if pretrain else "pad", crops=0, grid="aspect")
+    c.image = dict(
+        mode="crop" if pretrain else "pad", crops=0, grid="aspect", pinpoints=()
+    )
     c.text = dict(
         tokenizer=f"data/tokenizers/{language}",
         template="plain" if pretrain else "vicuna_v1",

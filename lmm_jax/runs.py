@@ -1,7 +1,8 @@
 """Run directories: what a run says of itself, and reading it back.
 
 workdir/config.json, plan.txt, versions.json, tokenizer/    written at every start
-workdir/sizes.json    of a model that came from folders of the hub, which may be gone
+workdir/sizes.json, preprocessor_config.json
+    of a model that came from folders of the hub, which may be gone
 workdir/checkpoints/, frozen/, training.json                what was learned
 """
 
@@ -11,6 +12,7 @@ import importlib.metadata
 import json
 from pathlib import Path
 import platform
+import shutil
 import sys
 from typing import Any
 
@@ -60,7 +62,10 @@ def describe(
         (workdir / "plan.txt").write_text(table(experiment.plan(train=False)) + "\n")
         experiment.tokenizer.save(workdir / "tokenizer")
         if experiment.sizes_from_folder:
-            sizes = hub.model_config(experiment.spec, "llava")
+            sizes = hub.model_config(experiment.spec, experiment.spec.kind)
+            pixels = experiment.image_processor
+            if pixels and pixels.parent != workdir:
+                shutil.copy(pixels, workdir)
             (workdir / SIZES).write_text(json.dumps(sizes, indent=2) + "\n")
         (workdir / "versions.json").write_text(json.dumps(versions(), indent=2) + "\n")
     except OSError as error:

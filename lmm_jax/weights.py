@@ -23,9 +23,8 @@ def initial(exp: Experiment, model: lmm.LMM) -> dict[str, Any]:
         return runs.load_params(exp, model, init.run)
     found: dict[str, Any] = {}
     if init.load:
-        parts = {name: abstract[name] for name in ("vision", "connector", "language")}
-        elsewhere = [name for name in parts if getattr(init, name, "")]
-        found = hub.load(hub.Folder(init.load), exp.spec, parts, without=elsewhere)
+        elsewhere = [name for name in abstract if getattr(init, name, "")]
+        found = hub.load(hub.Folder(init.load), exp.spec, abstract, without=elsewhere)
     if init.vision:
         found["vision"] = _read(init.vision, exp.spec.vision, abstract["vision"])
     if init.language:

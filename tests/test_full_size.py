@@ -47,6 +47,7 @@ def traced_update(exp):
         ("average_pool", ""),
         ("baselines", "strategy=random"),
         ("compose", ""),
+        ("llava_next", ""),
         ("quickstart", ""),
         *(("quickstart", f"strategy={s}") for s in ("llava", "llava_hires")),
     ],

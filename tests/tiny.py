@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from lmm_jax import strategies
+from lmm_jax.data import tiles
 from lmm_jax.depth import Edit, Geometry, Plan, Role, make_plan
 from lmm_jax.models import lmm, specs
 
@@ -17,7 +18,10 @@ SPEC = specs.LMMSpec(
     specs.named("vision", "tiny-vit"), specs.named("language", "tiny-lm")
 )
 PREFIX, SUFFIX, IMAGES, CROPS = 4, 12, 2, 4
+GRIDS = ((2, 2), (3, 1))  # of tiles or crops, in the first and the second image
+SIZES = ((30, 25), (48, 8))  # of these images as any-resolution ones
 BUDGETS = {  # arguments under which each strategy really does something here
+    "anyres": {},
     "average_pool": {"factor": 2},
     "deepstack": {"start": 1, "interval": 1},
     "fastv": {"layer": 2, "keep": 9},
@@ -30,7 +34,10 @@ BUDGETS = {  # arguments under which each strategy really does something here
 
 @dataclasses.dataclass(frozen=True)
 class Tiny:
-    """Random parameters, shared by all plans, and a batch for any of them."""
+    """Random parameters, shared by all plans, and a batch for any of them.
+
+    The parameters are those of the model and of every strategy that learns.
+    """
 
     geometry: Geometry
     params: dict[str, Any]
@@ -38,10 +45,18 @@ class Tiny:
     @classmethod
     def make(cls) -> Tiny:
         geometry = lmm.geometry(
-            SPEC, images=IMAGES, crops=CROPS, prefix=PREFIX, suffix=SUFFIX
+            SPEC,
+            images=IMAGES,
+            crops=CROPS,
+            prefix=PREFIX,
+            suffix=SUFFIX,
+            pinpoints=GRIDS,
         )
-        model = lmm.LMM(SPEC, make_plan(geometry, ()))
-        params = jax.jit(lambda key: lmm.init(model, key))(jax.random.key(0))
+        params = {}
+        for edits in ((), strategies.build({"anyres": {}}, geometry)):
+            model = lmm.LMM(SPEC, make_plan(geometry, edits))
+            fresh = jax.jit(lambda key, model=model: lmm.init(model, key))
+            params |= fresh(jax.random.key(0))
         # Norms and biases start at ones and zeros, which would hide mistakes in both.
         leaves, tree = jax.tree.flatten(params)
         rng = np.random.default_rng(0)
@@ -82,6 +97,7 @@ class Tiny:
         arrays["images"] = rng.integers(0, 256, images, dtype=np.uint8)
         arrays["tokens"] = rng.integers(3, SPEC.language.vocab, tokens, np.int32)
         arrays["role"][:] = Role.USER
+        arrays["visual_rows"][:] = -1
         for row in range(rows):
             count = min((2, 1, 0)[row % 3], g.images)
             length = g.suffix - row % 3
@@ -90,13 +106,17 @@ class Tiny:
                 _put(arrays, row, slot, at)
                 at += 1
             for image in range(count):
-                grid = ((2, 2), (3, 1))[image]
+                grid, filled = GRIDS[image], per_image
+                found = tiles.rows(SIZES[image], grid, g.grid[0], 1 + g.crops)
+                arrays["visual_rows"][row, image, : len(found)] = found
+                if plan.connect and plan.connect.varies:
+                    filled = min(len(found), per_image)
                 arrays["grid"][row, image] = grid
                 arrays["views"][row, image, : 1 + grid[0] * grid[1]] = True
-                span = slice(image * per_image, (image + 1) * per_image)
-                arrays["visual_positions"][row, span] = at + np.arange(per_image)
+                span = slice(image * per_image, image * per_image + filled)
+                arrays["visual_positions"][row, span] = at + np.arange(filled)
                 arrays["visual_valid"][row, span] = True
-                at += per_image
+                at += filled
             for slot in range(length):
                 _put(arrays, row, g.prefix + slot, at)
                 at += 1

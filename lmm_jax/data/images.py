@@ -1,4 +1,4 @@
-"""Images to uint8 views of one size: pad, crop or stretch, and crops of a grid.
+"""Images to uint8 views of one size: pad, crop or stretch, and crops or tiles of a grid.
 
 Pixels stay uint8 on the host; `mean` and `std` are carried for the device. Resizing is
 Pillow's bicubic on uint8, which is what every reference processor does.
@@ -6,6 +6,7 @@ Pillow's bicubic on uint8, which is what every reference processor does.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import dataclasses
 import io
 import math
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from lmm_jax.data import tiles
 from lmm_jax.data.sources import BadRecord
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -27,10 +29,13 @@ class ImageSpec:
     Attributes:
         size: side of a view, pixels.
         mode: the global view. "pad" to a square with the mean colour (LLaVA), "crop"
-            the centre after the short side fits (CLIP), "stretch" (SigLIP, DeepStack).
+            the centre after the short side fits (CLIP), "stretch" (SigLIP, DeepStack),
+            "anyres" stretches too and adds tiles that keep the aspect (LLaVA-NeXT).
         crops: budget of high-resolution crops besides the global view; 0 for none.
         grid: "aspect" chooses the grid by image size, "square" takes isqrt(crops)
             each way.
+        pinpoints: of "anyres", the grids (columns, rows) to choose from.
+        patches: of "anyres", patches along a side of a view.
         mean, std: normalisation, per channel, in units of full scale.
         resample: name of a Pillow filter.
 
@@ -42,13 +47,15 @@ class ImageSpec:
     mode: str = "pad"
     crops: int = 0
     grid: str = "aspect"
+    pinpoints: tuple[tuple[int, int], ...] = ()
+    patches: int = 0
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
     resample: str = "bicubic"
 
     def __post_init__(self):
         for name, known in (
-            ("mode", ("pad", "crop", "stretch")),
+            ("mode", ("pad", "crop", "stretch", "anyres")),
             ("grid", ("aspect", "square")),
             ("resample", tuple(f.name.lower() for f in Image.Resampling)),
         ):
@@ -64,10 +71,19 @@ class ImageSpec:
         if self.crops == 1 and self.grid == "aspect":
             raise ValueError("crops=1 leaves no grid to choose; use 0, or 2 and more")
 
+        tiled = self.mode == "anyres"
+        if tiled != bool(self.pinpoints) or tiled != bool(self.patches):
+            raise ValueError(
+                f"mode={self.mode!r} with pinpoints={self.pinpoints} and "
+                f"patches={self.patches}: both belong to mode='anyres', which needs them"
+            )
+
     @property
     def views(self) -> int:
-        """Number C of views of an image: the global one and the crops."""
-        return 1 + self.crops
+        """Number C of views of an image: the global one and the crops or tiles."""
+        return 1 + max(
+            [self.crops, *(columns * rows for columns, rows in self.pinpoints)]
+        )
 
     @property
     def filter(self) -> Image.Resampling:
@@ -92,10 +108,13 @@ def load(image: str | Path | bytes) -> Image.Image:
 
 
 def rgb(image: Image.Image) -> Image.Image:
-    """RGB of an image of any mode; alpha is dropped, 16 bits become 8."""
+    """RGB of an image of any mode; what is transparent becomes white, 16 bits 8."""
     if image.mode.startswith("I"):
         # Pillow would clip 16-bit grey at 255 and leave a white image.
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if "A" in image.getbands() or "transparency" in image.info:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
     return image.convert("RGB")
 
 
@@ -109,11 +128,13 @@ def candidates(crops: int) -> tuple[tuple[int, int], ...]:
     )
 
 
-def choose_grid(wh: tuple[int, int], crops: int, size: int) -> tuple[int, int]:
+def choose_grid(
+    wh: tuple[int, int], grids: Sequence[tuple[int, int]], size: int
+) -> tuple[int, int]:
     """The grid (gw, gh) that keeps most pixels of an image, then wastes fewest.
 
-    Python floats: a float32 version truncates differently. An image within one crop
-    ties everywhere and gets the first grid, (1, 2).
+    Python floats: a float32 version truncates differently. Of grids that are as good as
+    each other, as all are for an image within one crop, the first.
     """
     width, height = wh
 
@@ -123,28 +144,38 @@ def choose_grid(wh: tuple[int, int], crops: int, size: int) -> tuple[int, int]:
         kept = min(int(width * scale) * int(height * scale), width * height)
         return kept, kept - w * h
 
-    return max(candidates(crops), key=value)  # the first of equals
+    return max(grids, key=value)  # the first of equals
 
 
 def views(image: Image.Image, spec: ImageSpec) -> tuple[np.ndarray, tuple[int, int]]:
     """All views of an RGB image.
 
     Returns:
-        uint8 [C, size, size, 3]: the global view, then the crops row by row, then
-        zeros; and the grid (gw, gh), (0, 0) without crops.
+        uint8 [C, size, size, 3]: the global view, then the crops or tiles row by row,
+        then zeros; and their grid (gw, gh), (0, 0) without any.
     """
     size = spec.size
     out = np.zeros((spec.views, size, size, 3), np.uint8)
     out[0] = np.asarray(_fit(image, spec))
-    if not spec.crops:
+    if spec.views == 1:
         return out, (0, 0)
-    gw = gh = math.isqrt(spec.crops)
-    if spec.grid == "aspect":
-        gw, gh = choose_grid(image.size, spec.crops, size)
-    fine = np.asarray(image.resize((size * gw, size * gh), spec.filter))
-    cells = fine.reshape(gh, size, gw, size, 3).swapaxes(1, 2)
+    if spec.mode == "anyres":
+        gw, gh = choose_grid(image.size, spec.pinpoints, size)
+        fine = tiles.on_grid(image, (gw, gh), size, spec.filter)
+    else:
+        gw = gh = math.isqrt(spec.crops)
+        if spec.grid == "aspect":
+            gw, gh = choose_grid(image.size, candidates(spec.crops), size)
+        fine = image.resize((size * gw, size * gh), spec.filter)
+    cells = np.asarray(fine).reshape(gh, size, gw, size, 3).swapaxes(1, 2)
     out[1 : 1 + gw * gh] = cells.reshape(-1, size, size, 3)
     return out, (gw, gh)
+
+
+def rows(wh: tuple[int, int], spec: ImageSpec) -> np.ndarray:
+    """The tokens of an any-resolution image of this size; see `tiles.rows`."""
+    grid = choose_grid(wh, spec.pinpoints, spec.size)
+    return tiles.rows(wh, grid, spec.patches, spec.views)
 
 
 def _fit(image: Image.Image, spec: ImageSpec) -> Image.Image:

@@ -12,6 +12,7 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+from PIL.Image import Image
 
 from lmm_jax.data import conversation, images
 from lmm_jax.data.conversation import Encoded, Template
@@ -30,12 +31,16 @@ class Slots:
         suffix: the other text slots.
         images: I, images a sample may hold.
         tokens_per_image: V, visual tokens an image may have.
+        rows: of an any-resolution image, tokens before any reduction.
+        varies: an image has as many tokens as its rows, not all.
     """
 
     prefix: int
     suffix: int
     images: int
     tokens_per_image: int
+    rows: int = 0
+    varies: bool = False
 
     @property
     def text(self) -> int:
@@ -191,20 +196,20 @@ def sample(
         prompt: end at the header of the answer that is to be generated.
 
     Returns:
-        images uint8 [I, C, H, W, 3]; views bool [I, C], which are real; grid int32
-        [I, 2] (columns, rows) of the crops; the arrays of `place`; id,
-        skipped int64 [].
+        The arrays of `look` and of `place`; id, skipped int64 [].
 
     Raises:
         BadRecord: whatever keeps it from training, "unsupervised" included.
     """
     encode = conversation.prompt if prompt else conversation.encode
     encoded = encode(record.turns, spec.template, spec.tokenizer)
+    opened = [images.load(image) for image in record.images]
     text = place(
         encoded,
         spec.slots,
-        len(record.images),
+        len(opened),
         pad_id=spec.tokenizer.pad_id,
+        counts=counts(opened, spec.image, spec.slots),
         # A cut prompt would lose the header that asks for the answer.
         truncate=spec.truncate and not prompt,
     )
@@ -212,12 +217,41 @@ def sample(
         raise BadRecord(
             "unsupervised", f"record {record.id!r} has no answer token left to learn"
         )
-    count, views, size = spec.slots.images, spec.image.views, spec.image.size
-    pixels = np.zeros((count, views, size, size, 3), np.uint8)
-    grid = np.zeros((count, 2), np.int32)
-    real = np.zeros((count, views), bool)
-    for i, image in enumerate(record.images):
-        pixels[i], grid[i] = images.views(images.load(image), spec.image)
-        real[i, : 1 + grid[i].prod()] = True
     numbers = {"id": np.int64(index), "skipped": np.int64(-1)}
-    return {"images": pixels, "views": real, "grid": grid, **text, **numbers}
+    return {**look(opened, spec.image, spec.slots), **text, **numbers}
+
+
+def look(
+    opened: Sequence[Image], spec: ImageSpec, slots: Slots
+) -> dict[str, np.ndarray]:
+    """The views of one sample's images.
+
+    Returns:
+        images uint8 [I, C, H, W, 3]; views bool [I, C], which are real; grid int32
+        [I, 2] (columns, rows) of the crops; of any-resolution images, visual_rows int32
+        [I, rows], see `VisionFeatures.rows`.
+    """
+    count, views, size = slots.images, spec.views, spec.size
+    found = {
+        "images": np.zeros((count, views, size, size, 3), np.uint8),
+        "views": np.zeros((count, views), bool),
+        "grid": np.zeros((count, 2), np.int32),
+    }
+    if spec.pinpoints:
+        found["visual_rows"] = np.full((count, slots.rows), -1, np.int32)
+    for i, image in enumerate(opened):
+        found["images"][i], grid = images.views(image, spec)
+        found["grid"][i], found["views"][i, : 1 + np.prod(grid)] = grid, True
+        if spec.pinpoints:
+            rows = images.rows(image.size, spec)
+            found["visual_rows"][i, : len(rows)] = rows
+    return found
+
+
+def counts(opened: Sequence[Image], spec: ImageSpec, slots: Slots) -> list[int] | None:
+    """Visual tokens of each image after what the connector reduces; None where all images
+    have as many."""
+    if not slots.varies:
+        return None
+    found = (len(images.rows(image.size, spec)) for image in opened)
+    return [min(count, slots.tokens_per_image) for count in found]

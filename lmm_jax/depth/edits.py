@@ -107,11 +107,13 @@ class Connect:
         name: unique in a plan.
         to: visual tokens per image.
         op: `VisionFeatures, Project -> [B, I, to, D]`.
+        varies: an image fills the slots that `VisionFeatures.rows` says, not all.
     """
 
     name: str
     to: int
     op: Callable[[VisionFeatures, Project], Array]
+    varies: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

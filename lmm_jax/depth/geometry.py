@@ -48,6 +48,8 @@ class Geometry:
         crops: hi-res views per image, beside the view of the whole image.
         prefix, suffix: text slots before and after the visual span.
         vocab: rows of the embedding.
+        pinpoints: grids of tiles (columns, rows), of which an any-resolution image has
+            one; empty if images have another form.
         train: which of two plans is asked for, where learning and running differ.
         vision_taps: vision layers after which features are taken too.
         merge: patches a side that the connector makes one token of.
@@ -66,6 +68,7 @@ class Geometry:
     prefix: int
     suffix: int
     vocab: int
+    pinpoints: tuple[tuple[int, int], ...] = ()
     train: bool = False
     vision_taps: tuple[int, ...] = ()
     merge: int = 1
@@ -88,6 +91,18 @@ class Geometry:
     def visual_tokens(self) -> int:
         """Visual tokens per image without any strategy."""
         return self.patches // self.merge**2
+
+    @property
+    def tiled_tokens(self) -> int:
+        """Tokens that an any-resolution image may have: the patches of the whole view, then
+        those of the tiles, with a newline after each of their rows; 0 without tiles."""
+        if not self.pinpoints:
+            return 0
+        down, across = self.grid
+        tiles = (
+            rows * down * (columns * across + 1) for columns, rows in self.pinpoints
+        )
+        return self.patches + max(tiles)
 
     def layout(self, visual_per_image: int) -> Layout:
         """Storage order at the entrance of the language stack."""

@@ -88,12 +88,15 @@ OBSERVABLE = tuple(Observation.__dataclass_fields__)
 class VisionFeatures:
     """Output of the vision stack for every view of every image.
 
-    View 0 is the whole image; the others are its hi-res crops in raster order.
+    View 0 is the whole image; the others are its hi-res crops in raster order. `rows`
+    arranges the patches of an any-resolution image as one sequence: patch p of view c is
+    c * P + p, a newline C * P, and slots that the image leaves empty are -1.
     """
 
     hidden: Array  # [B, I, C, P, E]
     grid: Array  # int32 [B, I, 2]; columns and rows of crops, width first
     taps: tuple[Array, ...] = ()  # hidden after the layers that `VisionSpec.taps` names
+    rows: Array | None = None  # int32 [B, I, V]; of any-resolution images
 
 
 @struct.dataclass

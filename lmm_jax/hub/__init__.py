@@ -6,6 +6,7 @@
 
 from lmm_jax.hub.folder import Folder, read_json
 from lmm_jax.hub.models import (
+    branches,
     language_spec,
     lmm_spec,
     load,
@@ -14,9 +15,13 @@ from lmm_jax.hub.models import (
     save,
     tower_spec,
 )
+from lmm_jax.hub.processor import PROCESSOR, image_spec
 
 __all__ = [
+    "PROCESSOR",
     "Folder",
+    "branches",
+    "image_spec",
     "language_spec",
     "lmm_spec",
     "load",

@@ -107,6 +107,11 @@ def load(
     return params
 
 
+def branches(spec: LMMSpec) -> set[str]:
+    """The branches of the parameter tree that the layout of a model holds."""
+    return {row.path.split("/")[0] for row in FAMILIES[spec.kind].rows(spec)}
+
+
 def model_config(spec: Spec, kind: str) -> dict[str, Any]:
     """A `config.json` from which `read_spec` gives `spec` again."""
     return FAMILIES[kind].config(spec)

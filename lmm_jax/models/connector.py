@@ -39,8 +39,8 @@ def weights(spec: LMMSpec) -> int:
     return inputs * hidden + hidden * outputs
 
 
-def own_edits(spec: LMMSpec) -> tuple[Edit, ...]:
-    """Edits that belong to a model itself, whatever the strategy."""
+def tap_edits(spec: LMMSpec) -> tuple[Edit, ...]:
+    """The injection of inner vision layers, where a model has it."""
     taps, depth = len(spec.vision.taps), spec.language.depth
     if not taps:
         return ()

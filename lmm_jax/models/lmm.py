@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from lmm_jax.depth import (
     Context,
+    Edit,
     Geometry,
     Layout,
     Observation,
@@ -133,7 +134,7 @@ class LMM(nn.Module):
             flat_grid = jnp.repeat(grid.reshape(-1, 2), shape[2], axis=0)
             found = self.vision(flat, self.plan.vision, flat_grid)
         hidden, taps = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), found)
-        return VisionFeatures(hidden, grid, taps)
+        return VisionFeatures(hidden, grid, taps, batch.get("visual_rows"))
 
     def _enter(self, batch: Batch, rng: Array | None) -> tuple[TokenState, Context]:
         """Assembles the sequence: text and visual spans in storage order."""
@@ -170,7 +171,10 @@ class LMM(nn.Module):
         b, i, v, d = visual.shape
         if not self.plan.compress:
             return visual.reshape(b, i * v, d), None, ctx
-        state = _per_image(visual, batch["views"][..., 0])
+        present = batch["views"][..., :1]
+        if self.plan.connect and self.plan.connect.varies:
+            present = present & (batch["visual_rows"] >= 0)
+        state = _per_image(visual, present)
         aligned = {
             name: x.reshape(x.shape[0], b * i, v, d) for name, x in ctx.aligned.items()
         }
@@ -234,6 +238,7 @@ def geometry(
     crops: int,
     prefix: int,
     suffix: int,
+    pinpoints: tuple[tuple[int, int], ...] = (),
     train: bool = False,
 ) -> Geometry:
     """Static sizes of a model and its prompt, for strategies and plans."""
@@ -254,8 +259,15 @@ def geometry(
         prefix=prefix,
         suffix=suffix,
         vocab=w.vocab,
+        pinpoints=pinpoints,
         train=train,
     )
+
+
+def own_edits(spec: LMMSpec, sizes: Geometry) -> tuple[Edit, ...]:
+    """The edits that a model has before any strategy."""
+    own = tuple(edit for make in spec.own for edit in make(sizes))
+    return (*own, *connector.tap_edits(spec))
 
 
 def abstract_batch(model: LMM, size: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -273,6 +285,7 @@ def abstract_batch(model: LMM, size: int) -> dict[str, jax.ShapeDtypeStruct]:
         "coords": of(jnp.int32, text, axes),
         "visual_coords": of(jnp.int32, visual, axes),
     }
+    tiled = g.tiled_tokens
     return {
         "images": of(jnp.uint8, g.images, views, *view),
         "views": of(bool, g.images, views),
@@ -288,6 +301,7 @@ def abstract_batch(model: LMM, size: int) -> dict[str, jax.ShapeDtypeStruct]:
         "visual_valid": of(bool, visual),
         "visual_segment": of(jnp.int32, visual),
         **(coords if axes else {}),
+        **({"visual_rows": of(jnp.int32, g.images, tiled)} if tiled else {}),
     }
 
 
@@ -329,13 +343,13 @@ def _predecessors(state: TokenState, positions: Array, segment: Array) -> Array:
 
 
 def _per_image(visual: Array, present: Array) -> TokenState:
-    """Each image as a row of its own: [B * I, V, D]."""
+    """Each image as a row of its own, [B * I, V, D]; `present` is bool [B, I, V or 1]."""
     b, i, v, d = visual.shape
     zero = jnp.zeros((b * i, v), jnp.int32)
     return TokenState(
         hidden=visual.reshape(b * i, v, d),
         positions=jnp.broadcast_to(jnp.arange(v), zero.shape),
-        valid=jnp.broadcast_to(present.reshape(b * i, 1), zero.shape),
+        valid=jnp.broadcast_to(present.reshape(b * i, -1), zero.shape),
         segment=zero,
         role=jnp.full((b * i, v), Role.VISUAL, jnp.int8),
         turn=zero,

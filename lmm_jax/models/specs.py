@@ -3,9 +3,11 @@ ones for tests and the quickstart."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import dataclasses
 from typing import Literal
 
+from lmm_jax.depth import Edit, Geometry
 from lmm_jax.nn.block import BlockSpec
 from lmm_jax.nn.rope import RopeSpec
 
@@ -120,12 +122,19 @@ class LMMSpec:
 
     Attributes:
         remat, unroll: see `LayerStack`; they apply to both stacks.
+        own: edits that belong to the model, each a hashable function of the geometry such
+            as a strategy's `edits`; they come before those of a config.
+        pinpoints: grids of tiles (columns, rows) for which the model was trained.
+        kind: model type on the hub whose layout its checkpoints have.
     """
 
     vision: VisionSpec
     language: LanguageSpec
     remat: Literal["none", "full", "dots"] = "none"
     unroll: int = 1
+    own: tuple[Callable[[Geometry], tuple[Edit, ...]], ...] = ()
+    pinpoints: tuple[tuple[int, int], ...] = ()
+    kind: str = "llava"
 
     def replaced(
         self, *, dtype: str, param_dtype: str, remat: str, unroll: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -34,6 +35,9 @@ def lossless(geometry: Geometry, tokens: int) -> dict[str, int]:
     return dict(keep=geometry.visual_tokens)
 
 
+Array = jax.Array
+
+
 @dataclasses.dataclass(frozen=True)
 class EvenlySpaced:
     """Keeps the same places of every image."""
@@ -42,16 +46,21 @@ class EvenlySpaced:
     keep: int
 
     def __call__(self, state: TokenState, seen: Observation, ctx: Context) -> Keep:
-        index = jnp.asarray(self._places(state.hidden.shape[1]), jnp.int32)
-        index = jnp.broadcast_to(index, (state.hidden.shape[0], self.keep))
-        return Keep(index, jnp.take_along_axis(state.valid, index, axis=1))
-
-    def _places(self, tokens: int) -> np.ndarray:
         rows, columns = self.grid
         side = round(self.keep**0.5)
         # A connector that makes another number of tokens has no map to spread over.
-        if side * side != self.keep or tokens != rows * columns:
-            return np.asarray(evenly_spaced(tokens, self.keep))
+        if side * side != self.keep or state.valid.shape[1] != rows * columns:
+            return self._along_the_sequence(state.valid)
         down = np.asarray(evenly_spaced(rows, side))
         across = np.asarray(evenly_spaced(columns, side))
-        return (down[:, None] * columns + across).reshape(-1)
+        index = jnp.asarray((down[:, None] * columns + across).reshape(-1), jnp.int32)
+        index = jnp.broadcast_to(index, (len(state.valid), self.keep))
+        return Keep(index, jnp.take_along_axis(state.valid, index, axis=1))
+
+    def _along_the_sequence(self, valid: Array) -> Keep:
+        """Of valid bool [B, V], the valid ones first; images may have fewer than others."""
+        count = valid.sum(axis=1, keepdims=True)
+        kept, i = jnp.minimum(count, self.keep), jnp.arange(self.keep)
+        index = (2 * i + 1) * count // (2 * jnp.maximum(kept, 1))
+        index = jnp.minimum(index, valid.shape[1] - 1)
+        return Keep(index.astype(jnp.int32), i < kept)

@@ -189,7 +189,11 @@ def test_refusals_name_the_edit_and_the_remedy(edits, changes, says):
 @pytest.mark.parametrize(
     ("chosen", "crops", "says"),
     [
-        ({"fast_v": {}}, 4, "strategy 'fast_v' does not exist; there are average_pool"),
+        (
+            {"fast_v": {}},
+            4,
+            "strategy 'fast_v' does not exist; there are anyres, average_pool",
+        ),
         ({"fastv": {"keeps": 3}}, 4, "no argument keeps; it takes layer, keep, score"),
         ({"fastv": {"layer": 0}}, 4, r"use 1..31"),
         ({"fastv": {"score": "best"}}, 4, "'last' or 'mean'"),

@@ -17,7 +17,6 @@ from lmm_jax.hub import folder as folders
 from lmm_jax.hub.families import qwen3_vl
 from lmm_jax.hub.fused import joined
 from lmm_jax.models import lmm, native_vit
-from lmm_jax.models.connector import own_edits
 from lmm_jax.nn.rope import Axial, Interleaved, RopeSpec, rotation
 from tests.golden import native, reference
 
@@ -61,7 +60,7 @@ def read(name: str, folder) -> Case:
     ids = f["in/input_ids"]
     count = max(len(native.marks(f, row)) for row in range(len(ids)))
     geometry = lmm.geometry(spec, images=count, crops=0, prefix=0, suffix=ids.shape[1])
-    model = lmm.LMM(spec, make_plan(geometry, own_edits(spec)))
+    model = lmm.LMM(spec, make_plan(geometry, lmm.own_edits(spec, geometry)))
     abstract = jax.eval_shape(lambda k: lmm.init(model, k), jax.random.key(0))
     params = hub.load(hub.Folder(folder), spec, abstract)
     return Case(f, model, params, native.batch(f, model))

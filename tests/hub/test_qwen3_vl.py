@@ -15,7 +15,6 @@ from lmm_jax import hub
 from lmm_jax.decode import Generator
 from lmm_jax.depth import make_plan
 from lmm_jax.models import lmm
-from lmm_jax.models.connector import own_edits
 from tests.golden import native, reference
 from tests.hub.test_vision import scramble
 
@@ -116,7 +115,7 @@ def ours(path):
     )
     width = f["in/input_ids"].shape[1]
     sizes = lmm.geometry(spec, images=2, crops=0, prefix=0, suffix=width)
-    model = lmm.LMM(spec, make_plan(sizes, own_edits(spec)))
+    model = lmm.LMM(spec, make_plan(sizes, lmm.own_edits(spec, sizes)))
     abstract = jax.eval_shape(lambda k: lmm.init(model, k), jax.random.key(0))
     params = jax.device_put(hub.load(opened, spec, abstract))
     return model, params, native.batch(f, model)

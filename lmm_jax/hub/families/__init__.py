@@ -12,6 +12,7 @@ config     spec -> `config.json`
 from lmm_jax.hub.families import (
     llama,
     llava,
+    llava_next,
     llava_original,
     phi,
     phi3,
@@ -19,5 +20,5 @@ from lmm_jax.hub.families import (
     vision,
 )
 
-ALL = (llama, phi, phi3, vision, llava, llava_original, qwen3_vl)
+ALL = (llama, phi, phi3, vision, llava, llava_next, llava_original, qwen3_vl)
 FAMILIES = {kind: f for f in ALL for kind in f.KINDS}

@@ -41,7 +41,7 @@ def read(f: Fields) -> LMMSpec:
     inner.done()
     for name in _TOKENS:
         f.take(name, None)
-    return LMMSpec(vision, language)
+    return LMMSpec(vision, language, kind="qwen3_vl")
 
 
 def _vision(f: Fields, width: int) -> VisionSpec:

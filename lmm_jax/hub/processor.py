@@ -1,0 +1,96 @@
+"""The image processor of a hub folder: what it does to pixels, in our words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from lmm_jax.data.images import ImageSpec
+from lmm_jax.hub.families.llava_next import grids
+from lmm_jax.hub.fields import Fields
+from lmm_jax.hub.folder import read_json
+from lmm_jax.models.specs import CLIP_MEAN, CLIP_STD, VisionSpec
+
+PROCESSOR = "preprocessor_config.json"
+HALF = (0.5, 0.5, 0.5)
+# Kind -> (mean, standard deviation, centre crop) where a file does not speak of them.
+KINDS = {
+    "CLIP": (CLIP_MEAN, CLIP_STD, True),
+    "Llava": (CLIP_MEAN, CLIP_STD, True),
+    "LlavaNext": (CLIP_MEAN, CLIP_STD, True),
+    "Siglip": (HALF, HALF, False),
+}
+_NOT_ABOUT_PIXELS = """
+    processor_class _processor_class _valid_processor_keys feature_extractor_type
+    image_seq_length default_to_square data_format input_data_format return_tensors
+    device disable_grouping
+"""
+
+
+def image_spec(path: Path, tower: VisionSpec) -> ImageSpec:
+    """How a processor makes views.
+
+    Args:
+        path: a `preprocessor_config.json`.
+        tower: that reads the views.
+
+    Raises:
+        ValueError: a processor or a setting that we do not know or cannot follow, or
+            views of another size than the tower's.
+    """
+    f = Fields(read_json(path), str(path))
+    name = f.take("image_processor_type", f.take("feature_extractor_type", "CLIP"))
+    kind = name.removesuffix("Fast").removesuffix("Pil")
+    kind = kind.removesuffix("ImageProcessor").removesuffix("FeatureExtractor")
+    if kind not in KINDS:
+        raise ValueError(
+            f"{path} is a {name}; lmm_jax knows the image processors of "
+            f"{', '.join(KINDS)} only: set image.mode and remove the file."
+        )
+    for field in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"):
+        f.only(field, True)
+    f.only("rescale_factor", 1 / 255)
+    for field in _NOT_ABOUT_PIXELS.split():
+        f.take(field, None)
+    mean, std, _ = KINDS[kind]
+    spec = ImageSpec(
+        tower.image,
+        mean=tuple(f.take("image_mean", mean)),
+        std=tuple(f.take("image_std", std)),
+        resample=Image.Resampling(f.take("resample", 3)).name.lower(),
+        **_view(f, kind, tower, path),
+    )
+    f.done()
+    return spec
+
+
+def _view(f: Fields, kind: str, tower: VisionSpec, path: Path) -> dict[str, Any]:
+    """How an image becomes square: mode of `ImageSpec` and what belongs to it."""
+    size = f.take("size")
+    if isinstance(size, int):
+        size = {"height": size, "width": size} if kind == "Siglip" else {"short": size}
+    centred = f.take("do_center_crop", KINDS[kind][2])
+    crop = f.take("crop_size", None) if centred else None
+    if isinstance(crop, int):
+        crop = {"height": crop, "width": crop}
+    sides = {*size.values(), *(crop or {}).values()}
+    if sides != {tower.image}:
+        raise ValueError(
+            f"{path} says size={size}, crop_size={crop}; the tower reads squares of "
+            f"{tower.image} pixels, and lmm_jax resizes to that only."
+        )
+    squashed = set(size) == {"height", "width"}
+    # LLaVA pads the image to a square; LLaVA-NeXT means its list of tiles, as we do.
+    padded = f.take("do_pad", False) if kind.startswith("Llava") else False
+    if kind == "LlavaNext":
+        pixels = f.take("image_grid_pinpoints")
+        pinpoints = grids(pixels, tower.image)
+        return dict(mode="anyres", pinpoints=pinpoints, patches=tower.grid[0])
+    if padded or squashed or crop:
+        return dict(mode="pad" if padded else "stretch" if squashed else "crop")
+    raise ValueError(
+        f"{path} keeps the aspect of size={size} without do_center_crop; lmm_jax knows "
+        "square views only."
+    )
