@@ -22,6 +22,7 @@ from lmm_jax import hub, optim, strategies
 from lmm_jax.data import documents, pipeline
 from lmm_jax.data.conversation import end_id, find_template
 from lmm_jax.data.images import ImageSpec
+from lmm_jax.data.native import NativeSpec
 from lmm_jax.data.placement import SampleSpec, Slots
 from lmm_jax.data.tokenizer import Tokenizer
 from lmm_jax.depth import Plan, make_plan
@@ -64,12 +65,16 @@ class ModelConfig:
 class ImageConfig:
     """How images become views; see `ImageSpec`. The vision encoder gives the size, and the
     model the grids of "anyres" where `pinpoints` is empty. Mode "auto" is that of the
-    image processor in the folder of `init`, whose filter and colours hold in any mode."""
+    image processor in the folder of `init`, whose filter and colours hold in any mode.
+    In mode "native" larger images are scaled to an area of `max_pixels` (0: what the
+    tower's table of positions was made for), smaller ones to one of `min_pixels`."""
 
-    mode: Literal["auto", "pad", "crop", "stretch", "anyres"] = "pad"
+    mode: Literal["auto", "pad", "crop", "stretch", "anyres", "native"] = "pad"
     crops: int = 0
     grid: Literal["aspect", "square"] = "aspect"
     pinpoints: tuple[tuple[int, int], ...] = ()
+    min_pixels: int = 0
+    max_pixels: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,11 +232,11 @@ class Experiment:
         if dtype == "auto":
             dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
         spec, found = self._sizes, self._processor
-        if found:
-            colours = dict(mean=found.mean, std=found.std)
-            vision = dataclasses.replace(spec.vision, **colours)
-            spec = dataclasses.replace(spec, vision=vision)
-        return spec.replaced(
+        views = dict(mean=found.mean, std=found.std) if found else {}
+        if spec.vision.native and self.config.image.max_pixels:
+            views["native"] = self.config.image.max_pixels // spec.vision.patch**2
+        vision = dataclasses.replace(spec.vision, **views)
+        return dataclasses.replace(spec, vision=vision).replaced(
             dtype=dtype, param_dtype=m.param_dtype, remat=m.remat, unroll=m.unroll
         )
 
@@ -332,10 +337,23 @@ class Experiment:
             image.grid,
             pinpoints=image.pinpoints or (self.spec.pinpoints if tiled else ()),
             patches=vision.grid[0] if tiled else 0,
+            native=self._native,
             mean=vision.mean,
             std=vision.std,
             resample=found.resample if found else "bicubic",
         )
+
+    @property
+    def _native(self) -> NativeSpec | None:
+        """Limits of images that keep their own size, where the tower reads such."""
+        vision, found = self.spec.vision, self._processor
+        if not vision.native:
+            return None
+        least = self.config.image.min_pixels
+        if not least and found:
+            least = found.native.min_pixels
+        most = vision.native * vision.patch**2
+        return NativeSpec(vision.patch, vision.merge, min(least, most), most)
 
     @functools.cached_property
     def axes(self) -> Axes:

@@ -42,6 +42,8 @@ class Template:
         system: text before the first turn.
         after: text after an end mark, not supervised.
         caption: pictures only; what the user says is dropped (LLaVA's stage 1).
+        image: what stands in a turn for `<image>` and the newline after it, with
+            `<image>` in it; empty for just these.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Template:
     system: str = ""
     after: str = ""
     caption: bool = False
+    image: str = ""
 
 
 _ASK = "USER: {} ASSISTANT:"
@@ -79,6 +82,14 @@ _TEMPLATES = (
         end="<|im_end|>",
         system="<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n",
         after="\n",
+    ),
+    Template(
+        "qwen3_vl",
+        ask="<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n",
+        answer="{}",
+        end="<|im_end|>",
+        after="\n",
+        image=f"<|vision_start|>{MARKER}<|vision_end|>",
     ),
 )
 TEMPLATES = {template.name: template for template in _TEMPLATES}
@@ -191,6 +202,8 @@ def _encode(said: list[str], template: Template, tokenizer: Tokenizer) -> Encode
             pieces.append((template.after, Role.ASSISTANT, i // 2, 0.0))
         else:
             shown = MARKER * text.count(MARKER) if template.caption else text
+            if template.image:
+                shown = re.sub(rf"{MARKER}\n?", template.image, shown)
             pieces.append((template.ask.format(shown), Role.USER, i // 2, 0.0))
     texts, roles, turns, supervised = zip(*pieces)
     text = "".join(texts)

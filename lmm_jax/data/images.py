@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from lmm_jax.data import tiles
+from lmm_jax.data.native import NativeSpec, patches
 from lmm_jax.data.sources import BadRecord
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -31,11 +32,13 @@ class ImageSpec:
         mode: the global view. "pad" to a square with the mean colour (LLaVA), "crop"
             the centre after the short side fits (CLIP), "stretch" (SigLIP, DeepStack),
             "anyres" stretches too and adds tiles that keep the aspect (LLaVA-NeXT).
+            "native" keeps the image's own size (Qwen-VL).
         crops: budget of high-resolution crops besides the global view; 0 for none.
         grid: "aspect" chooses the grid by image size, "square" takes isqrt(crops)
             each way.
         pinpoints: of "anyres", the grids (columns, rows) to choose from.
         patches: of "anyres", patches along a side of a view.
+        native: of "native", patches and limits of size.
         mean, std: normalisation, per channel, in units of full scale.
         resample: name of a Pillow filter.
 
@@ -49,13 +52,14 @@ class ImageSpec:
     grid: str = "aspect"
     pinpoints: tuple[tuple[int, int], ...] = ()
     patches: int = 0
+    native: NativeSpec | None = None
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
     resample: str = "bicubic"
 
     def __post_init__(self):
         for name, known in (
-            ("mode", ("pad", "crop", "stretch", "anyres")),
+            ("mode", ("pad", "crop", "stretch", "anyres", "native")),
             ("grid", ("aspect", "square")),
             ("resample", tuple(f.name.lower() for f in Image.Resampling)),
         ):
@@ -77,6 +81,19 @@ class ImageSpec:
                 f"mode={self.mode!r} with pinpoints={self.pinpoints} and "
                 f"patches={self.patches}: both belong to mode='anyres', which needs them"
             )
+
+        if (self.mode == "native") != bool(self.native):
+            raise ValueError(
+                f"mode={self.mode!r} with native={self.native}: a vision tower for images "
+                "of their own size needs mode='native', and no other tower can have it"
+            )
+
+    @property
+    def view(self) -> tuple[int, ...]:
+        """Shape of one view: [H, W, 3], or [P, 1, p, p, 3] of an image in patches."""
+        if self.native:
+            return self.native.slots, 1, self.native.patch, self.native.patch, 3
+        return self.size, self.size, 3
 
     @property
     def views(self) -> int:
@@ -151,11 +168,18 @@ def views(image: Image.Image, spec: ImageSpec) -> tuple[np.ndarray, tuple[int, i
     """All views of an RGB image.
 
     Returns:
-        uint8 [C, size, size, 3]: the global view, then the crops or tiles row by row,
-        then zeros; and their grid (gw, gh), (0, 0) without any.
+        uint8 [C, *spec.view]: the global view, then the crops or tiles row by row, then
+        zeros; and their grid (gw, gh), (0, 0) without any. A native image is one view,
+        its grid that of its patches.
+
+    Raises:
+        BadRecord: see `native.patches`.
     """
+    if spec.native:
+        found, grid = patches(image, spec.native, spec.filter)
+        return found[None], grid
     size = spec.size
-    out = np.zeros((spec.views, size, size, 3), np.uint8)
+    out = np.zeros((spec.views, *spec.view), np.uint8)
     out[0] = np.asarray(_fit(image, spec))
     if spec.views == 1:
         return out, (0, 0)

@@ -210,6 +210,7 @@ def sample(
         len(opened),
         pad_id=spec.tokenizer.pad_id,
         counts=counts(opened, spec.image, spec.slots),
+        grids=grids(opened, spec.image),
         # A cut prompt would lose the header that asks for the answer.
         truncate=spec.truncate and not prompt,
     )
@@ -227,13 +228,13 @@ def look(
     """The views of one sample's images.
 
     Returns:
-        images uint8 [I, C, H, W, 3]; views bool [I, C], which are real; grid int32
-        [I, 2] (columns, rows) of the crops; of any-resolution images, visual_rows int32
-        [I, rows], see `VisionFeatures.rows`.
+        images uint8 [I, C, *view]; views bool [I, C], which are real; grid int32 [I, 2]
+        (columns, rows) of the crops, or of a native image's patches; of any-resolution
+        images, visual_rows int32 [I, rows], see `VisionFeatures.rows`.
     """
-    count, views, size = slots.images, spec.views, spec.size
+    count, views = slots.images, spec.views
     found = {
-        "images": np.zeros((count, views, size, size, 3), np.uint8),
+        "images": np.zeros((count, views, *spec.view), np.uint8),
         "views": np.zeros((count, views), bool),
         "grid": np.zeros((count, 2), np.int32),
     }
@@ -246,6 +247,13 @@ def look(
             rows = images.rows(image.size, spec)
             found["visual_rows"][i, : len(rows)] = rows
     return found
+
+
+def grids(opened: Sequence[Image], spec: ImageSpec) -> list[tuple[int, int]] | None:
+    """Columns and rows of each image's visual tokens; None where all images are alike."""
+    if not spec.native:
+        return None
+    return [spec.native.tokens(image.size) for image in opened]
 
 
 def counts(opened: Sequence[Image], spec: ImageSpec, slots: Slots) -> list[int] | None:

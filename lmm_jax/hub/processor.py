@@ -8,6 +8,7 @@ from typing import Any
 from PIL import Image
 
 from lmm_jax.data.images import ImageSpec
+from lmm_jax.data.native import NativeSpec
 from lmm_jax.hub.families.llava_next import grids
 from lmm_jax.hub.fields import Fields
 from lmm_jax.hub.folder import read_json
@@ -21,6 +22,7 @@ KINDS = {
     "Llava": (CLIP_MEAN, CLIP_STD, True),
     "LlavaNext": (CLIP_MEAN, CLIP_STD, True),
     "Siglip": (HALF, HALF, False),
+    "Qwen2VL": (CLIP_MEAN, CLIP_STD, False),
 }
 _NOT_ABOUT_PIXELS = """
     processor_class _processor_class _valid_processor_keys feature_extractor_type
@@ -67,8 +69,10 @@ def image_spec(path: Path, tower: VisionSpec) -> ImageSpec:
 
 
 def _view(f: Fields, kind: str, tower: VisionSpec, path: Path) -> dict[str, Any]:
-    """How an image becomes square: mode of `ImageSpec` and what belongs to it."""
-    size = f.take("size")
+    """How an image becomes a view: mode of `ImageSpec` and what belongs to it."""
+    size = f.take("size", {})
+    if kind == "Qwen2VL":
+        return dict(mode="native", native=_native(f, size, tower))
     if isinstance(size, int):
         size = {"height": size, "width": size} if kind == "Siglip" else {"short": size}
     centred = f.take("do_center_crop", KINDS[kind][2])
@@ -94,3 +98,13 @@ def _view(f: Fields, kind: str, tower: VisionSpec, path: Path) -> dict[str, Any]
         f"{path} keeps the aspect of size={size} without do_center_crop; lmm_jax knows "
         "square views only."
     )
+
+
+def _native(f: Fields, size: dict[str, int], tower: VisionSpec) -> NativeSpec:
+    """Limits of an image's area; `min_pixels` and `max_pixels` are their older names."""
+    f.only("patch_size", tower.patch)
+    f.only("merge_size", tower.merge)
+    f.only("temporal_patch_size", tower.frames)
+    least = f.take("min_pixels", size.get("shortest_edge"))
+    most = f.take("max_pixels", size.get("longest_edge"))
+    return NativeSpec(tower.patch, tower.merge, least, most)

@@ -7,11 +7,13 @@ import functools
 
 import jax
 import numpy as np
+from PIL import Image
 import pytest
 
 from lmm_jax import hub, losses
 from lmm_jax.checkpoint.params import check_rows, published
 from lmm_jax.data.coordinates import coordinates
+from lmm_jax.data.native import NativeSpec, patches
 from lmm_jax.depth import Place, make_plan
 from lmm_jax.hub import folder as folders
 from lmm_jax.hub.families import qwen3_vl
@@ -283,3 +285,32 @@ def compare_position_ids(f, number: str, side: str, merge: int) -> None:
         np.testing.assert_array_equal(walked, theirs)
         delta = walked.max() + 1 - len(walked)
         assert delta == f[f"out/rope_deltas_{number}_{side}"][row, 0]
+
+
+def test_sizes_of_images():
+    f = reference.load("deepstack/qwen3vl_preprocess")
+    for factor, least, most in f.meta["config"]["smart_resize_factor_min_max"]:
+        spec = NativeSpec(factor, 1, least, most)
+        theirs = f[f"out/smart_resize_f{factor}_{least}_{most}"]
+        for (height, width), right in zip(f["in/sizes_hw"].tolist(), theirs):
+            assert spec.size((width, height)) == tuple(right[::-1])
+
+
+def test_patches_of_images():
+    f = reference.load("deepstack/qwen3vl_preprocess")
+    c = f.meta["config"]
+    spec = NativeSpec(
+        c["patch_size"], c["merge_size"], c["shortest_edge"], c["longest_edge"]
+    )
+    pictures = [key for key in f.arrays if key.startswith("in/image_")]
+    assert pictures
+    for key in pictures:
+        picture, number = Image.fromarray(f[key]), key.removeprefix("in/image_")
+        found, (columns, rows) = patches(picture, spec, Image.Resampling.BICUBIC)
+        assert [1, rows, columns] == f[f"out/grid_thw_{number}"][0].tolist()
+        ours = found[: columns * rows].astype(np.float32) / 255
+        ours = (ours - np.float32(c["image_mean"])) / np.float32(c["image_std"])
+        ours = np.repeat(ours, c["temporal_patch_size"], axis=1)
+        ours = ours.transpose(0, 4, 1, 2, 3).reshape(columns * rows, -1)
+        theirs = f[f"out/pixel_values_{number}"]
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
