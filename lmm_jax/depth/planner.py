@@ -300,6 +300,12 @@ def _check_reduce(edit: Reduce, geometry: Geometry) -> None:
             f"{', '.join(OBSERVABLE)}."
         )
     if edit.at == CONNECTOR:
+        if geometry.fixed_grid is None:
+            raise ValueError(
+                f"{edit.name} is placed at the connector, where images of their own size "
+                "differ in tokens and have their coordinates already: place it before "
+                "language layer 0 or later."
+            )
         if edit.observe:
             raise ValueError(
                 f"{edit.name} observes {', '.join(edit.observe)} at the connector, where "

@@ -10,8 +10,10 @@ import math
 import jax
 import pytest
 
+from lmm_jax.depth import make_plan
 from lmm_jax.hub.families import FAMILIES
 from lmm_jax.hub.fields import Fields
+from lmm_jax.models import lmm
 from tests.hub import test_language, test_vision
 
 LLAMA = dict(
@@ -161,6 +163,54 @@ VISION = {
 }
 
 
+def qwen3_vl(width, hidden, layers, heads, *, tied, tower):
+    depth, vision_width, vision_hidden, taps = tower
+    return dict(
+        model_type="qwen3_vl",
+        tie_word_embeddings=tied,
+        text_config=dict(
+            model_type="qwen3_vl_text",
+            vocab_size=151936,
+            hidden_size=width,
+            intermediate_size=hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=8,
+            head_dim=128,
+            hidden_act="silu",
+            rms_norm_eps=1e-6,
+            rope_theta=5_000_000,
+            rope_scaling=dict(
+                mrope_interleaved=True, mrope_section=[24, 20, 20], rope_type="default"
+            ),
+            attention_bias=False,
+        ),
+        vision_config=dict(
+            model_type="qwen3_vl",
+            depth=depth,
+            hidden_size=vision_width,
+            intermediate_size=vision_hidden,
+            num_heads=16,
+            in_channels=3,
+            out_hidden_size=width,
+            patch_size=16,
+            temporal_patch_size=2,
+            spatial_merge_size=2,
+            num_position_embeddings=2304,
+            deepstack_visual_indexes=taps,
+            hidden_act="gelu_pytorch_tanh",
+        ),
+    )
+
+
+_SMALL, _LARGE = (24, 1024, 4096, [5, 11, 17]), (27, 1152, 4304, [8, 16, 24])
+QWEN3_VL = {
+    "2b": (qwen3_vl(2048, 6144, 28, 16, tied=True, tower=_SMALL), 2_127_532_032),
+    "4b": (qwen3_vl(2560, 9728, 36, 32, tied=True, tower=_SMALL), 4_437_815_808),
+    "8b": (qwen3_vl(4096, 12288, 36, 32, tied=False, tower=_LARGE), 8_767_123_696),
+}
+
+
 def read(fields):
     found = Fields(fields)
     spec = FAMILIES[fields["model_type"]].read(found)
@@ -182,3 +232,13 @@ def test_language_models(name):
 def test_towers(name):
     fields, parameters = VISION[name]
     assert count(test_vision.abstract(read(fields))) == parameters
+
+
+@pytest.mark.parametrize("name", QWEN3_VL)
+def test_qwen3_vl(name):
+    fields, parameters = QWEN3_VL[name]
+    spec = read(fields)
+    sizes = lmm.geometry(spec, images=1, crops=0, prefix=0, suffix=8)
+    model = lmm.LMM(spec, make_plan(sizes, lmm.own_edits(spec, sizes)))
+    abstract = jax.eval_shape(lambda key: lmm.init(model, key), jax.random.key(0))
+    assert count(abstract) == parameters

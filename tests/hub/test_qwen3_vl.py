@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
+import shutil
 
 import jax
 import numpy as np
+from PIL import Image
 import pytest
+import tokenizers
 import torch
 import transformers
 
-from lmm_jax import hub
+from lmm_jax import experiment, hub, strategies, weights
+from lmm_jax.data import pipeline
+from lmm_jax.data.pipeline import Question
 from lmm_jax.decode import Generator
 from lmm_jax.depth import make_plan
 from lmm_jax.models import lmm
 from tests.golden import native, reference
 from tests.hub.test_vision import scramble
+from tests.test_full_size import get_config
 
-NEW, PATCH, VOCAB = 32, 4, 72
-IMAGE, VIDEO, START, END, PAD = 66, 67, 68, 69, 0
+NEW, PATCH = 32, 4
+MARKS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>"]
+MARKS += ["<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+# Ids behind the 256 bytes.
+PAD, _, _, START, END, IMAGE, VIDEO = range(256, 256 + len(MARKS))
 TEXT = dict(
-    vocab_size=VOCAB,
+    vocab_size=264,
     hidden_size=32,
     intermediate_size=40,
     num_hidden_layers=3,
@@ -82,13 +92,15 @@ def prompts() -> reference.Fixture:
         kinds.append([*kind, *[0] * after])
     width = max(map(len, rows))
 
-    def left_padded(values):
-        return np.array([[PAD] * (width - len(v)) + list(map(int, v)) for v in values])
+    def left_padded(values, empty=0):
+        return np.array(
+            [[empty] * (width - len(v)) + list(map(int, v)) for v in values]
+        )
 
     pixels = sum(h * w for _, h, w in grids)
     return reference.Fixture(
         {
-            "in/input_ids": left_padded(rows),
+            "in/input_ids": left_padded(rows, PAD),
             "in/mm_token_type_ids": left_padded(kinds),
             "in/attention_mask": left_padded([[1] * len(row) for row in rows]),
             "in/image_grid_thw": np.array(grids),
@@ -184,3 +196,89 @@ def test_what_would_change_the_maths_is_refused(folder, part, field, value):
     changed = {**config, part: {**config[part], field: value}}
     with pytest.raises(ValueError, match=field):
         hub.read_spec(changed, "somewhere")
+
+
+def test_a_picture_and_a_question_through_the_config(folder, tmp_path):
+    """Template, tokenizer, processor and weights of a folder, with nothing else said."""
+    path, theirs = complete(folder, tmp_path / "model")
+    picture = np.random.default_rng(1).integers(0, 256, (37, 61, 3), np.uint8)
+    Image.fromarray(picture).save(tmp_path / "page.png")
+    config = get_config("qwen3_vl", f"folder={path},pixels=1600")
+    config.workdir = str(tmp_path / "run")
+    exp = experiment.build(config)
+    model = exp.model(train=False)
+    question = Question("q", (str(tmp_path / "page.png"),), "What is it?")
+    batch = next(pipeline.prompts([question], exp.samples(model.plan), 1))
+    assert not batch["visual_valid"].all(), "the image does not fill its slots"
+    params = weights.to_run(exp, model)
+    answer = Generator(model, NEW, end=-1)(params, exp.place(batch))
+
+    processor = transformers.Qwen2VLImageProcessorPil.from_pretrained(
+        path, size=dict(shortest_edge=256, longest_edge=1600)
+    )
+    seen = processor(Image.fromarray(picture), return_tensors="pt")
+    pads = MARKS[5] * int(seen["image_grid_thw"].prod() // 4)
+    tokens = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json")).encode(
+        f"<|im_start|>user\n<|vision_start|>{pads}<|vision_end|>What is it?<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+    ids = torch.tensor([tokens.ids])
+    theirs.model.rope_deltas = None
+    with torch.no_grad():
+        out = theirs.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            mm_token_type_ids=(ids == IMAGE).int(),
+            **seen,
+            do_sample=False,
+            max_new_tokens=NEW,
+            min_new_tokens=NEW,
+        )
+    np.testing.assert_array_equal(answer[0], out[0, ids.shape[1] :].numpy())
+
+
+def complete(folder, path):
+    """The folder with tokenizer and image processor, as it is downloaded."""
+    shutil.copytree(folder[0], path)
+    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    vocab = {letter: i for i, letter in enumerate(letters)}
+    made = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocab, merges=[]))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    made.add_special_tokens(MARKS)
+    made.save(str(path / "tokenizer.json"))
+    names = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    (path / "tokenizer_config.json").write_text(json.dumps(names))
+    half = [0.5, 0.5, 0.5]
+    transformers.Qwen2VLImageProcessorPil(
+        patch_size=PATCH,
+        image_mean=half,
+        image_std=half,
+        size=dict(shortest_edge=256, longest_edge=16_777_216),
+    ).save_pretrained(path)
+    return path, folder[1]
+
+
+def test_tokens_are_cut_as_in_any_model(folder):
+    """Coordinates and injected features follow the tokens that stay."""
+    base, params, batch = ours(folder[0])
+    sizes = base.plan.geometry
+    cut = strategies.build({"fastv": dict(layer=1, keep=5)}, sizes)
+    edits = (*lmm.own_edits(base.spec, sizes), *cut)
+    answers = {}
+    for mode in ("drop", "mask"):
+        model = lmm.LMM(base.spec, make_plan(sizes, edits, mode=mode))
+        answers[mode] = Generator(model, NEW, end=-1)(params, batch)
+    np.testing.assert_array_equal(answers["drop"], answers["mask"])
+    plain = Generator(base, NEW, end=-1)(params, batch)
+    assert (answers["drop"] != plain).any(), "the cut does nothing here"
+
+
+def test_what_needs_images_of_one_shape_is_refused(folder):
+    sizes = ours(folder[0])[0].plan.geometry
+    for chosen, says in (
+        ("random", "before language layer 0"),
+        ("uniform", "one shape"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            make_plan(sizes, strategies.build({chosen: dict(keep=4)}, sizes))
