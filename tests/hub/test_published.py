@@ -160,6 +160,49 @@ VISION = {
         ),
         428_225_600 - SIGLIP_HEAD,
     ),
+    "clip-b-16": (
+        dict(
+            model_type="clip",
+            logit_scale_init_value=2.6592,
+            projection_dim=512,
+            text_config=dict(hidden_size=512, model_type="clip_text_model"),
+            text_config_dict=None,
+            vision_config=dict(
+                model_type="clip_vision_model",
+                hidden_size=768,
+                intermediate_size=3072,
+                num_hidden_layers=12,
+                num_attention_heads=12,
+                image_size=224,
+                patch_size=16,
+                hidden_act="quick_gelu",
+                projection_dim=512,
+            ),
+        ),
+        85_799_424,
+    ),
+    "siglip2-so400m-384": (
+        dict(
+            model_type="siglip",
+            initializer_factor=1.0,
+            text_config=dict(
+                hidden_size=1152,
+                model_type="siglip_text_model",
+                projection_size=1152,
+                vocab_size=256000,
+            ),
+            vision_config=dict(
+                model_type="siglip_vision_model",
+                hidden_size=1152,
+                intermediate_size=4304,
+                num_hidden_layers=27,
+                num_attention_heads=16,
+                image_size=384,
+                patch_size=14,
+            ),
+        ),
+        428_225_600 - SIGLIP_HEAD,
+    ),
 }
 
 

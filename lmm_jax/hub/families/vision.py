@@ -33,6 +33,12 @@ IGNORED = (
 ALIASES = (
     (r"^(embeddings|encoder|pre_layrnorm|post_layernorm|head)\.", r"vision_model.\1."),
 )
+_OTHER_TOWER = (
+    "text_config",
+    "text_config_dict",
+    "vision_config_dict",
+    "logit_scale_init_value",
+)
 _NAMES = {"gelu_tanh": "gelu_pytorch_tanh"}
 
 
@@ -45,7 +51,7 @@ def read(f: Fields) -> VisionSpec:
     kind = f.take("model_type")
     if kind in TOWERS:
         tower = f.inner("vision_config")
-        for name in ("text_config", "text_config_dict", "vision_config_dict"):
+        for name in _OTHER_TOWER:
             f.take(name, None)
         tower.take("model_type", None)
         spec = _read(tower, TOWERS[kind])
