@@ -27,7 +27,7 @@ from lmm_jax.data.placement import SampleSpec, Slots
 from lmm_jax.data.tokenizer import Tokenizer
 from lmm_jax.depth import Plan, make_plan
 from lmm_jax.models import lmm
-from lmm_jax.models.specs import LMMSpec, named
+from lmm_jax.models.specs import LMMSpec, VisionSpec, named
 from lmm_jax.parallel.axes import RULES, Axes
 from lmm_jax.parallel.mesh import MeshConfig, global_batch, make_mesh
 
@@ -44,6 +44,8 @@ class ModelConfig:
             `init` bring their own sizes.
         vision_layer: of a tower that comes as a folder, the hidden state that is read,
             counted as LLaVA does: -2 is before the last layer.
+        image_size: pixels a side of a view, 0 for the tower's own. Positions in a folder
+            are interpolated for it.
         dtype: of computation; "auto" is bfloat16 on accelerators and float32 on CPU,
             where XLA's bfloat16 is many times slower.
         param_dtype: of parameters.
@@ -54,6 +56,7 @@ class ModelConfig:
     vision: str
     language: str
     vision_layer: int = -2
+    image_size: int = 0
     dtype: str = "auto"
     param_dtype: str = "float32"
     remat: Literal["none", "full", "dots"] = "none"
@@ -235,6 +238,8 @@ class Experiment:
         views = dict(mean=found.mean, std=found.std) if found else {}
         if spec.vision.native and self.config.image.max_pixels:
             views["native"] = self.config.image.max_pixels // spec.vision.patch**2
+        if m.image_size:
+            views["image"] = _checked_size(m.image_size, spec.vision)
         vision = dataclasses.replace(spec.vision, **views)
         return dataclasses.replace(spec, vision=vision).replaced(
             dtype=dtype, param_dtype=m.param_dtype, remat=m.remat, unroll=m.unroll
@@ -412,6 +417,20 @@ class Experiment:
         """Rows of this process as global arrays on the mesh; host-only keys stay here."""
         rows = {name: x for name, x in batch.items() if name not in HOST_ONLY}
         return global_batch(rows, self.axes.batch(rows))
+
+
+def _checked_size(size: int, tower: VisionSpec) -> int:
+    if tower.native:
+        raise ValueError(
+            f"model.image_size={size}, but this tower reads images of any size: use 0, "
+            "and image.max_pixels."
+        )
+    if size < tower.patch:
+        raise ValueError(
+            f"model.image_size={size} is less than a patch of {tower.patch} pixels; use "
+            "more, or 0 for the tower's own."
+        )
+    return size
 
 
 def build(

@@ -12,7 +12,6 @@ import importlib.metadata
 import json
 from pathlib import Path
 import platform
-import shutil
 import sys
 from typing import Any
 
@@ -63,9 +62,9 @@ def describe(
         experiment.tokenizer.save(workdir / "tokenizer")
         if experiment.sizes_from_folder:
             sizes = hub.model_config(experiment.spec, experiment.spec.kind)
-            pixels = experiment.image_processor
-            if pixels and pixels.parent != workdir:
-                shutil.copy(pixels, workdir)
+            tower = experiment.spec.vision
+            pixels = hub.processor_config(experiment.images, tower)
+            (workdir / hub.PROCESSOR).write_text(json.dumps(pixels, indent=2) + "\n")
             (workdir / SIZES).write_text(json.dumps(sizes, indent=2) + "\n")
         (workdir / "versions.json").write_text(json.dumps(versions(), indent=2) + "\n")
     except OSError as error:

@@ -15,7 +15,7 @@ from lmm_jax.hub.models import (
     save,
     tower_spec,
 )
-from lmm_jax.hub.processor import PROCESSOR, image_spec
+from lmm_jax.hub.processor import PROCESSOR, image_spec, processor_config
 
 __all__ = [
     "PROCESSOR",
@@ -26,6 +26,7 @@ __all__ = [
     "lmm_spec",
     "load",
     "model_config",
+    "processor_config",
     "read_json",
     "read_spec",
     "save",

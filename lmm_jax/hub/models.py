@@ -13,6 +13,7 @@ from lmm_jax.hub.families import FAMILIES
 from lmm_jax.hub.fields import Fields
 from lmm_jax.hub.folder import Folder
 from lmm_jax.hub.fused import Split, fused_of, joined
+from lmm_jax.hub.positions import at_size
 from lmm_jax.models.specs import LanguageSpec, LMMSpec, VisionSpec
 
 Spec = VisionSpec | LanguageSpec | LMMSpec
@@ -81,7 +82,8 @@ def load(
 
     Args:
         folder: opened.
-        spec: from `read_spec`; it may run fewer layers.
+        spec: from `read_spec`; it may run fewer layers, or read images of another size,
+            for which learned positions are interpolated.
         abstract: shapes, dtypes and, if they are to be placed, shardings.
         without: branches of `abstract` that come from elsewhere.
 
@@ -93,6 +95,9 @@ def load(
         _Renamed(folder, getattr(family, "ALIASES", ())), fused_of(family, spec)
     )
     rows = family.rows(spec)
+    if (tower := _tower(spec)) is not None:
+        stored = _tower(read_spec(folder.config, folder.path))
+        tensors = at_size(tensors, rows, stored, tower)
     wanted = {name: x for name, x in abstract.items() if name not in without}
     params = from_published(tensors, rows, wanted)
     # A tied head may be stored all the same.
@@ -144,6 +149,10 @@ def save(
     tensors = joined(published(params, family.rows(spec)), fused_of(family, spec))
     fields = {**family.config(spec), **(config or {})}
     return folders.write(path, fields, tensors, shard_bytes=shard_bytes)
+
+
+def _tower(spec: Spec) -> VisionSpec | None:
+    return spec if isinstance(spec, VisionSpec) else getattr(spec, "vision", None)
 
 
 def _kind(config: Mapping[str, Any]) -> str | None:

@@ -24,6 +24,7 @@ KINDS = {
     "Siglip": (HALF, HALF, False),
     "Qwen2VL": (CLIP_MEAN, CLIP_STD, False),
 }
+_ALWAYS = ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb")
 _NOT_ABOUT_PIXELS = """
     processor_class _processor_class _valid_processor_keys feature_extractor_type
     image_seq_length default_to_square data_format input_data_format return_tensors
@@ -51,7 +52,7 @@ def image_spec(path: Path, tower: VisionSpec) -> ImageSpec:
             f"{path} is a {name}; lmm_jax knows the image processors of "
             f"{', '.join(KINDS)} only: set image.mode and remove the file."
         )
-    for field in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"):
+    for field in _ALWAYS:
         f.only(field, True)
     f.only("rescale_factor", 1 / 255)
     for field in _NOT_ABOUT_PIXELS.split():
@@ -66,6 +67,36 @@ def image_spec(path: Path, tower: VisionSpec) -> ImageSpec:
     )
     f.done()
     return spec
+
+
+def processor_config(spec: ImageSpec, tower: VisionSpec) -> dict[str, Any]:
+    """A `preprocessor_config.json` from which `image_spec` gives `spec` again.
+
+    Crops are left out: they belong to a strategy, and no processor makes them.
+    """
+    size, square = spec.size, {"height": spec.size, "width": spec.size}
+    centre = {
+        "size": {"shortest_edge": size},
+        "crop_size": square,
+        "do_center_crop": True,
+    }
+    pixels = [[rows * size, columns * size] for columns, rows in spec.pinpoints]
+    kind, own = {
+        "crop": ("CLIP", centre),
+        "pad": ("Llava", {**centre, "do_pad": True}),
+        "stretch": ("Siglip", {"size": square}),
+        "anyres": ("LlavaNext", {**centre, "image_grid_pinpoints": pixels}),
+        "native": ("Qwen2VL", _limits(spec, tower)),
+    }[spec.mode]
+    return {
+        "image_processor_type": f"{kind}ImageProcessor",
+        **dict.fromkeys(_ALWAYS, True),
+        "rescale_factor": 1 / 255,
+        "image_mean": list(spec.mean),
+        "image_std": list(spec.std),
+        "resample": int(spec.filter),
+        **own,
+    }
 
 
 def _view(f: Fields, kind: str, tower: VisionSpec, path: Path) -> dict[str, Any]:
@@ -108,3 +139,16 @@ def _native(f: Fields, size: dict[str, int], tower: VisionSpec) -> NativeSpec:
     least = f.take("min_pixels", size.get("shortest_edge"))
     most = f.take("max_pixels", size.get("longest_edge"))
     return NativeSpec(tower.patch, tower.merge, least, most)
+
+
+def _limits(spec: ImageSpec, tower: VisionSpec) -> dict[str, Any]:
+    """The inverse of `_native`."""
+    if spec.native is None:
+        return {}
+    least, most = spec.native.min_pixels, spec.native.max_pixels
+    return {
+        "size": {"shortest_edge": least, "longest_edge": most},
+        "patch_size": tower.patch,
+        "merge_size": tower.merge,
+        "temporal_patch_size": tower.frames,
+    }

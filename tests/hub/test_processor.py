@@ -72,6 +72,19 @@ def test_pixels_equal_transformers(name, tmp_path):
     check()
 
 
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_files_there_and_back(name, tmp_path):
+    spec = read(PROCESSORS[name], tmp_path / "theirs")
+    file = tmp_path / hub.PROCESSOR
+    file.write_text(json.dumps(hub.processor_config(spec, TOWER)))
+    assert hub.image_spec(file, TOWER) == spec
+    pil = getattr(transformers, type(PROCESSORS[name]).__name__)
+    picture = Image.fromarray(np.arange(900, dtype=np.uint8).reshape(15, 20, 3))
+    again = pil.from_pretrained(tmp_path)
+    for key, value in PROCESSORS[name](picture).items():
+        np.testing.assert_array_equal(again(picture)[key], value)
+
+
 def test_sixteen_bits_keep_their_greys(tmp_path):
     """The reference clips them to white, so it is shown the upper eight."""
     spec = read(PROCESSORS["crop"], tmp_path)

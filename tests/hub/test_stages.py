@@ -155,6 +155,28 @@ def test_a_folder_is_evaluated_directly(stages, tmp_path):
     same(jax.device_get(weights.to_run(exp, model)), final(stages[1]))
 
 
+def test_a_tower_at_another_image_size(folders, tmp_path):
+    """The run remembers it, and so does the processor that it writes."""
+    config = stage(tmp_path)
+    config.model.image_size = 24
+    config.init = dict(
+        vision=str(folders / "vision"), language=str(folders / "language")
+    )
+    exp = experiment.build(config)
+    assert exp.spec.vision.grid == (6, 6)
+    params = weights.initial(exp, exp.model(train=True))
+    assert params["vision"]["positions"].shape == (37, 24)
+    experiment.prepare_data(exp)
+    runs.describe(exp, config, Path(config.workdir))
+    config.init = dict()
+    again = experiment.build(config)
+    assert (again.spec, again.images) == (exp.spec, exp.images)
+    assert again.images.size == 24
+    config.model.image_size = 3
+    with pytest.raises(ValueError, match=r"image_size=3 is less than a patch of 4"):
+        _ = experiment.build(config).spec
+
+
 @pytest.mark.parametrize(
     ("init", "says"),
     [

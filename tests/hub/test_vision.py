@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 import jax
 import numpy as np
@@ -81,6 +81,70 @@ def test_features_of_every_layer_equal_transformers(tower, tmp_path_factory):
         make_model.from_pretrained(saved)
 
     check()
+
+
+WHOLE = {
+    "clip": (transformers.CLIPConfig, transformers.CLIPModel),
+    "siglip": (transformers.SiglipConfig, transformers.SiglipModel),
+}
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_the_tower_of_a_two_tower_folder(kind, tmp_path):
+    """CLIP B/16, SigLIP and SigLIP2 of fixed resolution are published so."""
+    tiny = dict(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=1
+    )
+    make_config, make_model = WHOLE[kind]
+    config = make_config(
+        text_config=dict(tiny, vocab_size=9, max_position_embeddings=4),
+        vision_config=dict(tiny, image_size=12, patch_size=4),
+    )
+    model = scramble(make_model(config))
+    model.save_pretrained(tmp_path)
+    spec = hub.tower_spec(tmp_path, -2)
+    params = hub.load(hub.Folder(tmp_path), spec, abstract(spec))
+    pixels = np.random.default_rng(0).normal(size=(2, 3, 12, 12)).astype(np.float32)
+    with torch.no_grad():
+        found = model.vision_model(torch.tensor(pixels), output_hidden_states=True)
+    theirs = found.hidden_states[-2][:, int(spec.class_token) :].numpy()
+    ours = features(spec, params, pixels.transpose(0, 2, 3, 1))
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    st.sampled_from(sorted(TOWERS)),
+    st.integers(1, 6),
+    st.integers(1, 40),
+    st.sampled_from(["float32", "bfloat16"]),
+)
+def test_other_image_sizes_equal_transformers(
+    tmp_path_factory, tower, grid, side, kind
+):
+    make_config, make_model = TOWERS[tower]
+    fields = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1)
+    fields |= dict(num_attention_heads=1, image_size=4 * grid, patch_size=4)
+    folder = tmp_path_factory.mktemp(tower)
+    model = scramble(make_model(make_config(**fields))).to(getattr(torch, kind))
+    model.save_pretrained(folder)
+    model = model.float()
+    opened = hub.Folder(folder)
+    spec = hub.read_spec(opened.config, opened.path)
+    spec = dataclasses.replace(spec, image=4 * side + 1)
+    params = hub.load(opened, spec, abstract(spec))
+
+    pixels = np.random.default_rng(0).normal(size=(1, 3, spec.image, spec.image))
+    with torch.no_grad():
+        found = model(
+            torch.tensor(pixels).float(),
+            output_hidden_states=True,
+            interpolate_pos_encoding=True,
+        )
+    theirs = found.hidden_states[1][:, int(spec.class_token) :].numpy()
+    ours = features(spec, params, pixels.transpose(0, 2, 3, 1).astype(np.float32))
+    bound = (1e-5 if kind == "float32" else 2e-2) * np.abs(theirs).max()
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=bound)
 
 
 def features(spec, params, images):
