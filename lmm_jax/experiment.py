@@ -336,7 +336,7 @@ class Experiment:
         mode = found.mode if image.mode == "auto" else image.mode
         tiled = mode == "anyres"
         return ImageSpec(
-            vision.image,
+            vision.view,
             mode,
             image.crops,
             image.grid,
@@ -420,10 +420,10 @@ class Experiment:
 
 
 def _checked_size(size: int, tower: VisionSpec) -> int:
-    if tower.native:
+    if tower.native or tower.scales:
         raise ValueError(
-            f"model.image_size={size}, but this tower reads images of any size: use 0, "
-            "and image.max_pixels."
+            f"model.image_size={size}, but this tower reads images of any size, or at "
+            "several scales: use 0."
         )
     if size < tower.patch:
         raise ValueError(

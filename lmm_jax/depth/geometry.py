@@ -53,6 +53,7 @@ class Geometry:
         train: which of two plans is asked for, where learning and running differ.
         vision_taps: vision layers after which features are taken too.
         merge: patches a side that the connector makes one token of.
+        passes: images of `patches` that the vision layers read for one view.
     """
 
     vision: StackGeometry
@@ -72,6 +73,7 @@ class Geometry:
     train: bool = False
     vision_taps: tuple[int, ...] = ()
     merge: int = 1
+    passes: int = 1
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -59,7 +59,6 @@ def image_spec(path: Path, tower: VisionSpec) -> ImageSpec:
         f.take(field, None)
     mean, std, _ = KINDS[kind]
     spec = ImageSpec(
-        tower.image,
         mean=tuple(f.take("image_mean", mean)),
         std=tuple(f.take("image_std", std)),
         resample=Image.Resampling(f.take("resample", 3)).name.lower(),
@@ -100,10 +99,10 @@ def processor_config(spec: ImageSpec, tower: VisionSpec) -> dict[str, Any]:
 
 
 def _view(f: Fields, kind: str, tower: VisionSpec, path: Path) -> dict[str, Any]:
-    """How an image becomes a view: mode of `ImageSpec` and what belongs to it."""
+    """How an image becomes a view: size and mode of `ImageSpec`, and what they need."""
     size = f.take("size", {})
     if kind == "Qwen2VL":
-        return dict(mode="native", native=_native(f, size, tower))
+        return dict(size=tower.image, mode="native", native=_native(f, size, tower))
     if isinstance(size, int):
         size = {"height": size, "width": size} if kind == "Siglip" else {"short": size}
     centred = f.take("do_center_crop", KINDS[kind][2])
@@ -111,10 +110,10 @@ def _view(f: Fields, kind: str, tower: VisionSpec, path: Path) -> dict[str, Any]
     if isinstance(crop, int):
         crop = {"height": crop, "width": crop}
     sides = {*size.values(), *(crop or {}).values()}
-    if sides != {tower.image}:
+    if sides not in ({tower.image}, {tower.view}):
         raise ValueError(
             f"{path} says size={size}, crop_size={crop}; the tower reads squares of "
-            f"{tower.image} pixels, and lmm_jax resizes to that only."
+            f"{tower.view} pixels, and lmm_jax resizes to that only."
         )
     squashed = set(size) == {"height", "width"}
     # LLaVA pads the image to a square; LLaVA-NeXT means its list of tiles, as we do.
@@ -122,9 +121,11 @@ def _view(f: Fields, kind: str, tower: VisionSpec, path: Path) -> dict[str, Any]
     if kind == "LlavaNext":
         pixels = f.take("image_grid_pinpoints")
         pinpoints = grids(pixels, tower.image)
-        return dict(mode="anyres", pinpoints=pinpoints, patches=tower.grid[0])
+        tiled = dict(mode="anyres", pinpoints=pinpoints, patches=tower.grid[0])
+        return dict(size=tower.image, **tiled)
     if padded or squashed or crop:
-        return dict(mode="pad" if padded else "stretch" if squashed else "crop")
+        mode = "pad" if padded else "stretch" if squashed else "crop"
+        return dict(size=sides.pop(), mode=mode)
     raise ValueError(
         f"{path} keeps the aspect of size={size} without do_center_crop; lmm_jax knows "
         "square views only."

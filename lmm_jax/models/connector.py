@@ -29,7 +29,7 @@ def build(spec: LMMSpec) -> nn.Module:
     b = spec.language.block
     if spec.vision.merge > 1:
         return Merger(spec, joint_norm=False)
-    return Projector(spec.vision.block.width, b.width, b.dtype, b.param_dtype)
+    return Projector(spec.vision.merged, b.width, b.dtype, b.param_dtype)
 
 
 def weights(spec: LMMSpec) -> int:

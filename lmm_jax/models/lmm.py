@@ -253,6 +253,7 @@ def geometry(
         fixed_grid=None if v.native else v.grid,
         patch=3 * v.frames * v.patch**2,
         merge=v.merge,
+        passes=v.passes,
         connector=connector.weights(spec),
         images=images,
         crops=crops,
@@ -279,7 +280,7 @@ def abstract_batch(model: LMM, size: int) -> dict[str, jax.ShapeDtypeStruct]:
     def of(dtype, *shape):
         return jax.ShapeDtypeStruct((size, *shape), dtype)
 
-    view = (v.patches, 1, v.patch, v.patch, 3) if v.native else (v.image, v.image, 3)
+    view = (v.patches, 1, v.patch, v.patch, 3) if v.native else (v.view, v.view, 3)
     axes = model.spec.language.axes
     coords = {
         "coords": of(jnp.int32, text, axes),

@@ -38,6 +38,8 @@ class VisionSpec:
         frames: of a video that one patch holds; a still image is all of them.
         merge: patches a side that the connector makes one token of.
         taps: layers after which features are read too, 0-based, in published order.
+        scales: a view has the side of the last of these, and is read at all of them in
+            tiles of `image` (S2); empty: at its own only.
         kind: model type on the hub whose keys its checkpoints have.
     """
 
@@ -56,6 +58,7 @@ class VisionSpec:
     frames: int = 1
     merge: int = 1
     taps: tuple[int, ...] = ()
+    scales: tuple[int, ...] = ()
     kind: str = "clip_vision_model"
 
     def read_at(self, state: int) -> VisionSpec:
@@ -74,6 +77,16 @@ class VisionSpec:
         return dataclasses.replace(self, run=run)
 
     @property
+    def view(self) -> int:
+        """Pixels a side of a view."""
+        return self.scales[-1] if self.scales else self.image
+
+    @property
+    def passes(self) -> int:
+        """Images that the layers read for one view."""
+        return sum((side // self.image) ** 2 for side in self.scales) or 1
+
+    @property
     def grid(self) -> tuple[int, int]:
         side = self.image // self.patch
         return side, side
@@ -85,8 +98,9 @@ class VisionSpec:
 
     @property
     def merged(self) -> int:
-        """Features that the connector makes one token of: their joint width."""
-        return self.merge**2 * self.block.width
+        """Joint width of the features, merged patches or scales, that the connector makes
+        one token of."""
+        return self.merge**2 * (len(self.scales) or 1) * self.block.width
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ import numpy as np
 
 from lmm_jax.depth import Context, Layout, Role, TokenState
 from lmm_jax.depth.planner import Step
+from lmm_jax.models import s2
 from lmm_jax.models.specs import VisionSpec
 from lmm_jax.nn import block
 from lmm_jax.nn.embed import PatchEmbed
@@ -61,9 +62,18 @@ class VisionTransformer(nn.Module):
 
         Returns:
             [N, P, E], the residual stream after the last step, and after each tap,
-            without [CLS].
+            without [CLS]; of several scales [N, P, S * E], and no taps.
         """
-        x = self.patch(normalised(images, self.spec))
+        images = normalised(images, self.spec)
+        if self.spec.scales:
+            found, _ = self._encoded(s2.tiles(images, self.spec), steps)
+            return s2.joined(found, self.spec), ()
+        return self._encoded(images, steps)
+
+    def _encoded(
+        self, images: Array, steps: Sequence[Step]
+    ) -> tuple[Array, tuple[Array, ...]]:
+        x = self.patch(images)
         if self.spec.class_token:
             cls = jnp.broadcast_to(self.cls.astype(x.dtype), (len(x), 1, x.shape[-1]))
             x = jnp.concatenate([cls, x], axis=1)

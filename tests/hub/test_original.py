@@ -99,11 +99,27 @@ def test_round_trip(original, tmp_path):
     assert hub.lmm_spec(saved) == spec
 
 
+def test_a_tower_that_reads_at_three_scales(original):
+    """Bunny v1.1; its sizes are kept in this layout, which alone has a place for them."""
+    write, (model, _, _) = original
+    width = model.spec.vision.block.width
+    spec = hub.lmm_spec(write("s2", use_s2=True, mm_hidden_size=3 * width))
+    assert spec.vision.scales == (12, 24, 36) and spec.vision.view == 36
+    typed = spec.replaced(
+        dtype="bfloat16", param_dtype="bfloat16", remat="none", unroll=1
+    )
+    assert (
+        hub.read_spec(hub.model_config(typed, spec.kind), "kept").vision == spec.vision
+    )
+    with pytest.raises(ValueError, match="no place for a tower that reads at"):
+        hub.model_config(spec, "llava")
+
+
 @pytest.mark.parametrize(
     ("field", "value", "says"),
     [
         ("mm_projector_type", "linear", "mm_projector_type='linear'"),
-        ("use_s2", True, "use_s2=True"),
+        ("use_s2", True, "mm_hidden_size=24"),  # three times as many with S2
         ("mm_vision_tower", "other", "mm_vision_tower='other' is not known by name"),
         ("mm_resampler_type", "perceiver", "does not know .* mm_resampler_type"),
     ],

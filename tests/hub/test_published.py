@@ -5,15 +5,18 @@ Configs and counts: the models' pages on the hub; counts of the towers with thei
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import jax
 import pytest
 
 from lmm_jax.depth import make_plan
+from lmm_jax.depth.cost import cost
 from lmm_jax.hub.families import FAMILIES
 from lmm_jax.hub.fields import Fields
 from lmm_jax.models import lmm
+from lmm_jax.models.specs import LMMSpec
 from tests.hub import test_language, test_vision
 
 LLAMA = dict(
@@ -269,6 +272,20 @@ def count(tree) -> int:
 def test_language_models(name):
     fields, parameters = LANGUAGE[name]
     assert count(test_language.abstract(read(fields))) == parameters
+
+
+def test_bunny_with_three_scales():
+    """Version 1.1 with Llama-3-8B: 14 passes of the tower, three features side by side."""
+    tower = read(VISION["siglip-so400m-384"][0])
+    tower = dataclasses.replace(tower.read_at(-2), scales=(384, 768, 1152))
+    spec = LMMSpec(tower, read(LANGUAGE["llama-3-8b"][0]))
+    sizes = lmm.geometry(spec, images=1, crops=0, prefix=8, suffix=8)
+    model = lmm.LMM(spec, make_plan(sizes, ()))
+    params = jax.eval_shape(lambda key: lmm.init(model, key), jax.random.key(0))
+    assert count(params["connector"]) == 30_941_184
+    assert lmm.abstract_batch(model, 1)["images"].shape[3:5] == (1152, 1152)
+    plain = dataclasses.replace(sizes, passes=1)
+    assert cost(model.plan).vision == 14 * cost(make_plan(plain, ())).vision
 
 
 @pytest.mark.parametrize("name", VISION)

@@ -153,7 +153,7 @@ def features(spec, params, images):
 
 
 def abstract(spec):
-    shape = (1, spec.image, spec.image, 3)
+    shape = (1, spec.view, spec.view, 3)
     image = jax.ShapeDtypeStruct(shape, np.float32)
     steps = (Scan(0, spec.run),)
 

@@ -97,8 +97,16 @@ def config(spec: LMMSpec) -> dict[str, Any]:
 
     The image token is the last but one id, the padding token the last, as in the
     published checkpoints, whose vocabulary was extended for them.
+
+    Raises:
+        ValueError: the layout has no place for this model.
     """
     v, w = spec.vision, spec.language
+    if v.scales:
+        raise ValueError(
+            f"the layout of transformers has no place for a tower that reads at {v.scales} "
+            "pixels: use kind='bunny-llama' or another of the original layouts."
+        )
     return {
         "model_type": "llava",
         "architectures": ["LlavaForConditionalGeneration"],

@@ -62,12 +62,16 @@ def read(f: Fields) -> LMMSpec:
     f.only("mm_projector_type", "mlp2x_gelu")
     f.only("mm_use_im_start_end", False)
     f.only("mm_patch_merge_type", "flat")
-    f.only("use_s2", False)
-    f.only("mm_hidden_size", seen.block.width)
+    if f.take("use_s2", False):
+        scales = tuple(scale * seen.image for scale in (1, 2, 3))
+        seen = dataclasses.replace(seen, scales=scales)
+    f.only("mm_hidden_size", seen.merged)
     for name in _ABOUT_TRAINING.split():
         f.take(name, None)
     language = LANGUAGES[KINDS[kind]].read(f.called(KINDS[kind]))
-    return LMMSpec(seen.read_at(layer), language)
+    # Only this layout knows of scales; what it shares is kept in that of transformers.
+    kept = dict(kind=kind) if seen.scales else {}
+    return LMMSpec(seen.read_at(layer), language, **kept)
 
 
 def rows(spec: LMMSpec) -> tuple[Param, ...]:
@@ -92,11 +96,10 @@ def config(spec: LMMSpec) -> dict[str, Any]:
         ValueError: the layout has no name for this tower or language model.
     """
     v, w = spec.vision, spec.language
-    whole = {
-        dataclasses.replace(tower, run=v.run): name for name, tower in TOWERS.items()
-    }
+    sizes = vision.config(v)
+    names = [name for name, tower in TOWERS.items() if vision.config(tower) == sizes]
     kinds = {language: kind for kind, language in reversed(KINDS.items())}
-    if v not in whole or w.kind not in kinds:
+    if not names or w.kind not in kinds:
         raise ValueError(
             f"the original layout names its tower ({', '.join(TOWERS)}) and knows "
             f"{', '.join(kinds)}; this model is {v.kind} of width {v.block.width} with "
@@ -106,9 +109,10 @@ def config(spec: LMMSpec) -> dict[str, Any]:
         **LANGUAGES[w.kind].config(w),
         "model_type": kinds[w.kind],
         "architectures": ["LlavaLlamaForCausalLM"] if w.kind == "llama" else [],
-        "mm_vision_tower": whole[v],
+        "mm_vision_tower": names[0],
         "mm_vision_select_layer": v.run - v.depth - 1,
         "mm_vision_select_feature": "patch",
         "mm_projector_type": "mlp2x_gelu",
-        "mm_hidden_size": v.block.width,
+        "mm_hidden_size": v.merged,
+        "use_s2": bool(v.scales),
     }
