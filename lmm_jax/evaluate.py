@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from lmm_jax import cli, experiment, runs, weights
 from lmm_jax.data import pipeline
-from lmm_jax.decode import Generator, words
+from lmm_jax.decode import Generator, prepared, words
 from lmm_jax.depth.cost import cost
 from lmm_jax.eval import report, tasks
 from lmm_jax.experiment import Experiment
@@ -44,7 +44,8 @@ def evaluate(exp: Experiment) -> list[report.Record]:
     chosen = [tasks.named(name) for name in settings.tasks]
     experiment.prepare_data(exp)
     model = exp.model(train=False)
-    params, done = weights.to_run(exp, model), runs.trained(weights.source(exp))
+    params = prepared(weights.to_run(exp, model))
+    done = runs.trained(weights.source(exp))
     records = []
     for task in chosen:
         rows, prompt = answer(exp, model, params, task)

@@ -7,12 +7,13 @@ H head width, M slots of the tail.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from flax import linen as nn
 from flax import struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lmm_jax.depth import Context, Keys, Observation, Place, TokenState
 from lmm_jax.depth.edits import ReduceOp
@@ -28,9 +29,10 @@ Remat = Literal["none", "full", "dots"]
 
 @struct.dataclass
 class Run:
-    """What a run of layers leaves for decoding: keys [l, B, S, K, H] and their place."""
+    """What a run of layers leaves for decoding: keys [l, B, S, K, H] (or l of them, where
+    parameters are `apart`) and their place."""
 
-    keys: Keys
+    keys: Keys | tuple[Keys, ...]
     place: Place
 
 
@@ -62,6 +64,8 @@ class Cache:
 
 class LayerStack(nn.Module):
     """L equal blocks with stacked parameters, run as scans over slices of them.
+
+    To run and to decode, but not to learn, they may also be given `apart`.
 
     Attributes:
         spec: the block.
@@ -161,21 +165,11 @@ class LayerStack(nn.Module):
         for step, run in zip(layered, cache.runs):
             past = self._sight(place, run.place)
 
-            def body(x, xs, past=past):
-                index, prompt = xs
-                # Indexed here and not sliced outside: a slice of the stack would be a
-                # copy of its weights in every decode step.
-                layer, tail = jax.tree.map(
-                    lambda p: jax.lax.dynamic_index_in_dim(p, index, keepdims=False),
-                    (self.layers, cache.tail),
-                )
+            def read(x, layer, prompt, tail, past=past):
                 parts = ((prompt, past), (tail, tail_sight))
                 return block.apply({"params": layer}, x, angles, own, parts)
 
-            xs = (jnp.arange(step.start, step.stop), run.keys)
-            hidden, keys = jax.lax.scan(
-                body, hidden, xs, unroll=self._unroll(step.stop - step.start)
-            )
+            hidden, keys = self._read(read, hidden, step, run.keys, cache.tail)
             fresh.append(keys)
         new = jax.tree.map(lambda *parts: jnp.concatenate(parts), *fresh)
         tail = jax.tree.map(
@@ -187,6 +181,32 @@ class LayerStack(nn.Module):
         )
         return hidden, cache.replace(tail=tail, step=cache.step + 1)
 
+    def _read(self, read, hidden: Array, step: Scan | Layer, prompts, tails):
+        """One token through the layers of a run: [B, 1, D] and its keys in each layer."""
+        numbers = range(step.start, step.stop)
+        if self._apart:
+            fresh = []
+            for i, prompt in zip(numbers, prompts):
+                tail = jax.tree.map(lambda t, i=i: t[i], tails)
+                hidden, keys = read(hidden, self.layers[i], prompt, tail)
+                fresh.append(keys)
+            return hidden, jax.tree.map(lambda *k: jnp.stack(k), *fresh)
+
+        def body(x, xs):
+            index, prompt = xs
+            # Indexed here and not sliced outside: a slice of the stack would be a copy
+            # of its weights in every decode step.
+            layer, tail = jax.tree.map(
+                lambda p: jax.lax.dynamic_index_in_dim(p, index, keepdims=False),
+                (self.layers, tails),
+            )
+            return read(x, layer, prompt, tail)
+
+        unroll = self._unroll(len(numbers))
+        return jax.lax.scan(
+            body, hidden, (jnp.asarray(numbers), prompts), unroll=unroll
+        )
+
     def _scan(self, state, step: Scan, ctx: Context, collect: bool):
         block = Block(self.spec, parent=None)
         angles, own = self._rotation(state.place), self._sight(state.place, state.place)
@@ -196,34 +216,38 @@ class LayerStack(nn.Module):
             for rows in fed:
                 hidden = _add(hidden, rows, state.layout.slice("visual"))
             kept = []
-            for i in range(step.period):
-                layer = jax.tree.map(lambda p, i=i: p[i], layers)
+            for layer in layers:
                 hidden = self.constrain(hidden)
                 hidden, keys = block.apply({"params": layer}, hidden, angles, own)
                 kept.append(keys)
-            if not collect:
-                return hidden, None
-            return hidden, jax.tree.map(lambda *k: jnp.stack(k), *kept)
+            return hidden, tuple(kept) if collect else ()
 
-        bodies = (step.stop - step.start) // step.period
-        layers = jax.tree.map(
-            lambda p: p.reshape(bodies, step.period, *p.shape[1:]),
-            self._rows(slice(step.start, step.stop), step.learns),
+        # One stack for each layer of the period and not a reshaped one, of which XLA on
+        # CPU makes a copy, also where the period is 1.
+        layers = tuple(
+            self._rows(slice(step.start + i, step.stop, step.period), step.learns)
+            for i in range(step.period)
         )
         fed = tuple(ctx.aligned[f.source][f.start : f.stop] for f in step.feeds)
-        hidden, keys = jax.lax.scan(
-            self._rematted(body),
-            state.hidden,
-            (layers, fed),
-            unroll=self._unroll(bodies),
-        )
-        return hidden, jax.tree.map(lambda k: k.reshape(-1, *k.shape[2:]), keys)
+        body, bodies = self._rematted(body), (step.stop - step.start) // step.period
+        if not self._apart:
+            unroll = self._unroll(bodies)
+            hidden, keys = jax.lax.scan(
+                body, state.hidden, (layers, fed), unroll=unroll
+            )
+            return hidden, _interleaved(keys)
+        hidden, kept = state.hidden, []
+        for i in range(bodies):
+            rows = tuple(buffer[i] for buffer in fed)
+            hidden, keys = body(hidden, (tuple(stack[i] for stack in layers), rows))
+            kept += keys
+        return hidden, tuple(kept)
 
     def _layer(self, state, step: Layer, ctx, ops, mode):
         """One layer alone: its attention is shown, and it may be cut half-way."""
         block = Block(self.spec, parent=None)
         rows = self._rows(slice(step.start, step.stop), step.learns)
-        layer = jax.tree.map(lambda p: p[0], rows)
+        layer = rows[0] if self._apart else jax.tree.map(lambda p: p[0], rows)
         angles, own = self._rotation(state.place), self._sight(state.place, state.place)
         hidden = self.constrain(_fed(state, ctx, step.feeds).hidden)
 
@@ -238,7 +262,8 @@ class LayerStack(nn.Module):
         state = state.replace(hidden=hidden)
         state, ctx, aux = _cut(step.between, state, seen, ctx, ops, mode)
         state = state.replace(hidden=self._rematted(feed)(layer, state.hidden))
-        return state, ctx, seen, jax.tree.map(lambda k: k[None], keys), aux
+        kept = (keys,) if self._apart else jax.tree.map(lambda k: k[None], keys)
+        return state, ctx, seen, kept, aux
 
     def _rotation(self, place: Place) -> Rotation | None:
         if self.spec.rope is None:
@@ -251,7 +276,13 @@ class LayerStack(nn.Module):
         s = self.spec
         return sight(queries, keys, causal=s.causal, window=s.window)
 
+    @property
+    def _apart(self) -> bool:
+        return isinstance(self.layers, tuple)
+
     def _rows(self, rows: slice, learns: bool = True):
+        if self._apart:
+            return self.layers[rows]
         layers = jax.tree.map(lambda p: p[rows], self.layers)
         # A mask inside a shared scan would compute all weight gradients and drop them.
         return layers if learns else jax.lax.stop_gradient(layers)
@@ -293,6 +324,30 @@ def empty_tail(spec: BlockSpec, depth: int, batch: int, slots: int) -> Keys:
     """A tail for `slots` decoded tokens, zero-filled: [L, B, M, K, H]."""
     shape = (depth, batch, slots, spec.kv_heads, spec.head_dim)
     return Keys(jnp.zeros(shape, spec.dtype), jnp.zeros(shape, spec.dtype))
+
+
+def apart(layers: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Stacked parameters as L trees; on one CPU they are views of the same memory.
+
+    XLA on CPU copies a layer out of its stack before it multiplies by it, three times
+    the traffic that decoding needs. The price is a program that grows with L.
+    """
+    flat, tree = jax.tree.flatten(jax.tree.map(np.asarray, layers))
+    rows = zip(*flat)
+    return tuple(
+        jax.device_put(jax.tree.unflatten(tree, row), may_alias=True) for row in rows
+    )
+
+
+def _interleaved(parts: tuple[Keys, ...]) -> Keys | None:
+    """Keys of every layer of a period, each [n, ...], in the order of layers."""
+    if len(parts) < 2:
+        return parts[0] if parts else None
+
+    def join(*each):
+        return jnp.stack(each, axis=1).reshape(-1, *each[0].shape[1:])
+
+    return jax.tree.map(join, *parts)
 
 
 def _cut(edits, state, seen, ctx, ops, mode):
