@@ -29,8 +29,10 @@ Remat = Literal["none", "full", "dots"]
 
 @struct.dataclass
 class Run:
-    """What a run of layers leaves for decoding: keys [l, B, S, K, H] (or l of them, where
-    parameters are `apart`) and their place."""
+    """What a run of layers leaves for decoding: keys [l, B, S, K, H] and their place.
+
+    Where parameters are `apart`, so are keys, as `_packed` lays them out.
+    """
 
     keys: Keys | tuple[Keys, ...]
     place: Place
@@ -128,6 +130,7 @@ class LayerStack(nn.Module):
                 state, ctx, seen, keys, said = self._layer(state, step, ctx, ops, mode)
                 aux |= said
             if collect:
+                keys = tuple(map(_packed, keys)) if self._apart else keys
                 runs.append(Run(keys, place))
         return StackOutput(state, tuple(runs), aux)
 
@@ -188,7 +191,7 @@ class LayerStack(nn.Module):
             fresh = []
             for i, prompt in zip(numbers, prompts):
                 tail = jax.tree.map(lambda t, i=i: t[i], tails)
-                hidden, keys = read(hidden, self.layers[i], prompt, tail)
+                hidden, keys = read(hidden, self.layers[i], _unpacked(prompt), tail)
                 fresh.append(keys)
             return hidden, jax.tree.map(lambda *k: jnp.stack(k), *fresh)
 
@@ -337,6 +340,17 @@ def apart(layers: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(
         jax.device_put(jax.tree.unflatten(tree, row), may_alias=True) for row in rows
     )
+
+
+def _packed(keys: Keys) -> Keys:
+    """[B, S, K, H] in the orders that products read, k [B, K, S, H] and v [B, K, H, S]:
+    XLA on CPU would transpose the prompt in every layer of every decode step."""
+    return Keys(keys.k.transpose(0, 2, 1, 3), keys.v.transpose(0, 2, 3, 1))
+
+
+def _unpacked(keys: Keys) -> Keys:
+    """Back; the compiler sees that nothing is to be done."""
+    return Keys(keys.k.transpose(0, 2, 1, 3), keys.v.transpose(0, 3, 1, 2))
 
 
 def _interleaved(parts: tuple[Keys, ...]) -> Keys | None:
