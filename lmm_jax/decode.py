@@ -5,7 +5,7 @@ Letters: B batch, W vocabulary, M new tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -106,6 +106,12 @@ class Generator:
             if step + 1 < self.slots:
                 token, cache = self.step(params, token, cache, key)
 
+    @property
+    def programs(self) -> int:
+        """Programs compiled so far."""
+        jitted = (self.prefill, self.step, self.loop)
+        return sum(function._cache_size() for function in jitted)
+
     @functools.cached_property
     def prefill(self) -> Callable[..., tuple[Array, Cache]]:
         @jax.jit
@@ -158,8 +164,68 @@ def _at(key: Array, cache: Cache) -> Array:
     return jax.random.fold_in(key, cache.step)
 
 
-def words(tokens: np.ndarray, tokenizer: Tokenizer, end: int) -> str:
-    """Tokens of one answer as text, up to the token `end`."""
+def words(
+    tokens: np.ndarray, tokenizer: Tokenizer, end: int, stop: Sequence[str] = ()
+) -> str:
+    """Tokens of one answer as text, up to the token `end` or the first text of `stop`."""
+    said = TextStream(tokenizer, end, stop)
     ids = tokens.tolist()
     ids = ids[: ids.index(end)] if end in ids else ids
-    return tokenizer.decode(ids).strip()
+    return said.certain(ids, whole=True)
+
+
+class TextStream:
+    """Tokens of one answer to pieces of text that will not change any more.
+
+    Held back are half a character, white space that may be the last, and what may turn
+    out to begin a stop text; so the pieces add up to `words` of all tokens.
+
+    Attributes:
+        done: whether the answer has ended.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, end: int, stop: Sequence[str] = ()):
+        self.done = False
+        self._tokenizer, self._end, self._stop = tokenizer, end, tuple(stop)
+        self._ids: list[int] = []
+        self._shown = ""
+
+    def push(self, token: int) -> str:
+        """What one more token makes certain."""
+        if self.done:
+            return ""
+        if token == self._end:
+            return self.close()
+        self._ids.append(token)
+        return self._new(whole=False)
+
+    def close(self) -> str:
+        """What is left when no token follows."""
+        self.done = True
+        return self._new(whole=True)
+
+    def certain(self, ids: Sequence[int], *, whole: bool) -> str:
+        """The text of `ids` up to a stop text, without what more tokens could change."""
+        # All are decoded each time: a character may span tokens.
+        text = self._tokenizer.decode(ids)
+        found = [(text.find(s) + len(s), text.find(s)) for s in self._stop if s in text]
+        if found:  # the one that was complete first, whatever the tokens were
+            self.done = True
+            return text[: min(found)[1]].strip()
+        text = text.rstrip("\ufffd")
+        return (text if whole else text[: self._safe(text)]).strip()
+
+    def _new(self, *, whole: bool) -> str:
+        text, before = self.certain(self._ids, whole=whole), self._shown
+        if not text.startswith(before):  # a decoder that rewrites what it said
+            return ""
+        self._shown = text
+        return text[len(before) :]
+
+    def _safe(self, text: str) -> int:
+        """Where the longest ending that begins a stop text starts."""
+        longest = max(map(len, self._stop), default=0)
+        for at in range(max(0, len(text) - longest), len(text)):
+            if any(stop.startswith(text[at:]) for stop in self._stop):
+                return at
+        return len(text)

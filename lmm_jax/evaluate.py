@@ -10,18 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-import sys
 import time
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
 import numpy as np
-from tqdm import tqdm
 
 from lmm_jax import cli, experiment, runs, weights
+from lmm_jax.answer import Answerer
 from lmm_jax.data import pipeline
-from lmm_jax.decode import Generator, prepared, words
+from lmm_jax.decode import prepared
 from lmm_jax.depth.cost import cost
 from lmm_jax.eval import report, tasks
 from lmm_jax.experiment import Experiment
@@ -48,7 +46,7 @@ def evaluate(exp: Experiment) -> list[report.Record]:
     done = runs.trained(weights.source(exp))
     records = []
     for task in chosen:
-        rows, prompt = answer(exp, model, params, task)
+        rows, prompt = answer(exp, params, task)
         records += _records(exp, model, task, rows, prompt, done)
     if jax.process_index() == 0:
         report.write_results(Path(exp.config.workdir) / "results.json", records)
@@ -56,7 +54,7 @@ def evaluate(exp: Experiment) -> list[report.Record]:
 
 
 def answer(
-    exp: Experiment, model: lmm.LMM, params: Mapping[str, Any], task: tasks.Task
+    exp: Experiment, params: Mapping[str, Any], task: tasks.Task
 ) -> tuple[list[dict[str, Any]], float]:
     """Asks every question of a task.
 
@@ -71,51 +69,24 @@ def answer(
     questions = questions[: settings.limit or None]
     asked = [task.asked(question) for question in questions]
     slots = settings.max_new_tokens or task.max_new_tokens
-    generator = Generator(model, slots, exp.end_id)
-    batches = pipeline.prompts(
-        asked,
-        exp.samples(model.plan),
-        settings.batch_size,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    answers: dict[int, str] = {}
-    lengths: list[int] = []
-    total = -(-len(asked) // settings.batch_size)
-    hidden = jax.process_index() > 0 or not sys.stderr.isatty()
-    for batch in tqdm(batches, total=total, desc=task.name, disable=hidden):
-        arrays = exp.place(batch)
-        tokens = generator(params, arrays)
-        ids, length = batch["id"], batch["valid"].sum(axis=1)
-        tokens, ids, length = _gathered((tokens, ids, length))
-        for row, index in enumerate(ids.tolist()):
-            if index >= 0:
-                answers[index] = words(tokens[row], exp.tokenizer, exp.end_id)
-                lengths.append(int(length[row]))
+    found = Answerer(exp, params, slots).ask(asked, settings.batch_size, task.name)
     rows = [
         {
             "question_id": question.id,
             "prompt": question.text,
-            "text": answers[i],
+            "text": text,
             "answers": list(question.answers),
-            "score": tasks.score(task, answers[i], question.answers),
+            "score": tasks.score(task, text, question.answers),
             "category": question.category,
             "model_id": exp.config.name,
             "metadata": {"protocol": task.protocol, "version": task.version},
         }
-        for i, question in enumerate(asked)
+        for question, (text, _) in zip(asked, found)
     ]
     if jax.process_index() == 0:
         path = Path(exp.config.workdir) / "predictions" / f"{task.name}.jsonl"
         tasks.write_predictions(path, rows)
-    return rows, float(np.mean(lengths))
-
-
-def _gathered(tree):
-    """All rows of all processes, on every host."""
-    if jax.process_count() == 1:
-        return jax.tree.map(np.asarray, tree)
-    return multihost_utils.process_allgather(tree, tiled=True)
+    return rows, float(np.mean([length for _, length in found]))
 
 
 def _records(

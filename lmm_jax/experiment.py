@@ -160,6 +160,8 @@ class EvalConfig:
         questions, images: JSONL file and image root, if not the task's own.
         batch_size: prompts at once.
         suffix: text slots after the images for prompts; 0 takes those of training.
+        buckets: smaller numbers of slots for batches of short prompts, each with its own
+            programs; () is powers of two from 64 on.
         limit: number of questions; 0 asks all.
         max_new_tokens: if not the task's own (0).
         groups: name -> categories that are averaged together.
@@ -171,6 +173,7 @@ class EvalConfig:
     images: str = ""
     batch_size: int = 32
     suffix: int = 0
+    buckets: tuple[int, ...] = ()
     limit: int = 0
     max_new_tokens: int = 0
     groups: dict = dataclasses.field(default_factory=dict)
@@ -297,14 +300,17 @@ class Experiment:
             return LMMSpec(vision, hub.language_spec(init.language))
         return LMMSpec(vision, named("language", m.language))
 
-    def plan(self, *, train: bool) -> Plan:
+    def plan(self, *, train: bool, suffix: int = 0) -> Plan:
         """The plan for learning or for running; some strategies differ between the two.
+
+        Args:
+            suffix: text slots of prompts, if not the config's (0).
 
         Raises:
             ValueError: a strategy that does not exist, or that cannot be placed.
         """
         text, images = self.config.text, self.images
-        prompt = self.config.eval.suffix or text.suffix
+        prompt = suffix or self.config.eval.suffix or text.suffix
         geometry = lmm.geometry(
             self.spec,
             images=text.images,
@@ -365,9 +371,10 @@ class Experiment:
         rules = tuple((name, tuple(to)) for name, to in self.config.axes)
         return Axes(make_mesh(self.config.mesh, self.devices), rules)
 
-    def model(self, *, train: bool) -> lmm.LMM:
-        """The model along the plan, its activations pinned to the mesh."""
-        return lmm.LMM(self.spec, self.plan(train=train), self.axes.constrain)
+    def model(self, *, train: bool, suffix: int = 0) -> lmm.LMM:
+        """The model along `plan`, its activations pinned to the mesh."""
+        plan = self.plan(train=train, suffix=suffix)
+        return lmm.LMM(self.spec, plan, self.axes.constrain)
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:

@@ -95,6 +95,7 @@ def llava(
         images="",
         batch_size=32,
         suffix=192,
+        buckets=(),
         limit=0,
         max_new_tokens=0,
         groups=dict(),

@@ -207,28 +207,38 @@ def test_evaluation_takes_another_strategy_on_the_same_parameters(whole, tmp_pat
     assert records[0].visual_tokens_per_layer < 16
 
 
-def command(*arguments, **environment) -> subprocess.CompletedProcess:
+def command(*arguments, typed="", **environment) -> subprocess.CompletedProcess:
     flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(REPOSITORY)}
     return subprocess.run(
         [sys.executable, "-m", *map(str, arguments)],
         env={**os.environ, **flags, **environment},
+        input=typed,
         capture_output=True,
         text=True,
         timeout=300,
     )
 
 
-def test_generate_answers_about_a_file(whole):
+def test_generate_answers_in_every_way_the_same(whole, tmp_path):
     page = next(Path(whole.eval.images, "images").glob("validation*"))
-    done = command(
-        "lmm_jax.generate",
-        f"--config.workdir={whole.workdir}",
-        f"--image={page}",
-        "--prompt=What is the title?",
-        "--max_new_tokens=4",
-    )
+    asked = "What is the title?"
+    common = ("lmm_jax.generate", f"--config.workdir={whole.workdir}")
+    common += ("--max_new_tokens=4", "--stop=zz")
+    once = command(*common, f"--image={page}", f"--prompt={asked}")
+    assert once.returncode == 0, once.stderr
+    assert once.stdout.endswith("\n")
+    chat = command(*common, f"--image={page}", "--chat", typed=f"{asked}\n/quit\n")
+    assert chat.stdout == once.stdout, chat.stderr
+    questions, answers = tmp_path / "questions.jsonl", tmp_path / "answers.jsonl"
+    row = {"question_id": "a", "image": page.name, "text": asked}
+    questions.write_text(json.dumps(row) + "\n")
+    files = (f"--questions={questions}", f"--answers={answers}")
+    done = command(*common, *files, f"--images={page.parent}")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith("\n")
+    assert "1 answers in" in done.stdout and "2 programs compiled" in done.stdout
+    assert json.loads(answers.read_text())["text"] == once.stdout[:-1]
+    both = command(*common, "--chat", f"--prompt={asked}")
+    assert both.returncode == 1 and "give one of --prompt" in both.stderr
 
 
 def test_kill_9_and_the_same_command_again(tmp_path):
