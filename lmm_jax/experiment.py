@@ -162,6 +162,7 @@ class EvalConfig:
         suffix: text slots after the images for prompts; 0 takes those of training.
         buckets: smaller numbers of slots for batches of short prompts, each with its own
             programs; () is powers of two from 64 on.
+        weights: "int8" rounds the language model's matrices; `generate` heeds it too.
         limit: number of questions; 0 asks all.
         max_new_tokens: if not the task's own (0).
         groups: name -> categories that are averaged together.
@@ -174,6 +175,7 @@ class EvalConfig:
     batch_size: int = 32
     suffix: int = 0
     buckets: tuple[int, ...] = ()
+    weights: Literal["float", "int8"] = "float"
     limit: int = 0
     max_new_tokens: int = 0
     groups: dict = dataclasses.field(default_factory=dict)

@@ -96,6 +96,7 @@ def llava(
         batch_size=32,
         suffix=192,
         buckets=(),
+        weights="float",
         limit=0,
         max_new_tokens=0,
         groups=dict(),

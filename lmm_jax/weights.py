@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from absl import logging
 import jax
 
-from lmm_jax import hub, runs
+from lmm_jax import hub, quantize, runs
 from lmm_jax.experiment import Experiment
 from lmm_jax.models import lmm
 
@@ -52,10 +53,17 @@ def source(exp: Experiment) -> str:
 
 
 def to_run(exp: Experiment, model: lmm.LMM) -> dict[str, Any]:
-    """The parameters of `source`; raises as it does."""
+    """The parameters of `source`, rounded if `eval.weights` says so; raises as it does."""
     if source(exp) == exp.config.workdir:
-        return runs.load_params(exp, model, exp.config.workdir)
-    return initial(exp, model)
+        params = runs.load_params(exp, model, exp.config.workdir)
+    else:
+        params = initial(exp, model)
+    if exp.config.eval.weights == "float":
+        return params
+    before, params = quantize.size(params), quantize.int8(params, exp.spec)
+    after = quantize.size(params)
+    logging.info("int8: %.1f MiB instead of %.1f", after / 2**20, before / 2**20)
+    return params
 
 
 def _read(path: str, spec: Any, abstract: Any) -> dict[str, Any]:

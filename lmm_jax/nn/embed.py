@@ -10,11 +10,14 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from lmm_jax.nn.linear import Int8
+
 Array = jax.Array
 
 
 class TokenEmbed(nn.Module):
-    """A table [W, D], read by row; also the output head where the two are tied."""
+    """A table [W, D], read by row; also the output head where the two are tied, and
+    then perhaps `Int8`."""
 
     vocab: int
     width: int
@@ -22,17 +25,30 @@ class TokenEmbed(nn.Module):
     param_dtype: str
 
     def setup(self):
+        if isinstance(stored := self.get_variable("params", "table"), Int8):
+            self.table = stored
+            return
         init = nn.initializers.normal(self.width**-0.5)
         shape = (self.vocab, self.width)
         self.table = self.param("table", init, shape, jnp.dtype(self.param_dtype))
 
     def __call__(self, tokens: Array) -> Array:
         """[B, T] -> [B, T, D]."""
-        return jnp.take(self.table, tokens, axis=0, mode="clip").astype(self.dtype)
+
+        def read(table):
+            return jnp.take(table, tokens, axis=0, mode="clip").astype(self.dtype)
+
+        if isinstance(self.table, Int8):
+            return read(self.table.values) * read(self.table.scale)[..., None]
+        return read(self.table)
 
     def attend(self, hidden: Array) -> Array:
         """[..., D] -> logits [..., W]."""
-        flat = hidden.reshape(-1, self.width) @ self.table.T.astype(self.dtype)
+        flat = hidden.reshape(-1, self.width)
+        if isinstance(self.table, Int8):
+            flat = self.table.product(flat)
+        else:
+            flat = flat @ self.table.T.astype(self.dtype)
         return flat.reshape(*hidden.shape[:-1], self.vocab)
 
 
