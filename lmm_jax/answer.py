@@ -25,7 +25,17 @@ from lmm_jax.data.sources import Record
 from lmm_jax.decode import Generator, Sampling, TextStream, words
 from lmm_jax.experiment import Experiment
 
-TEXT = ("tokens", "positions", "valid", "segment", "role", "turn", "loss_mask")
+# What a batch says of every text slot; coordinates only where a model has them.
+TEXT = (
+    "tokens",
+    "positions",
+    "valid",
+    "segment",
+    "role",
+    "turn",
+    "loss_mask",
+    "coords",
+)
 
 
 def buckets(largest: int, smallest: int = 64) -> tuple[int, ...]:
@@ -142,7 +152,7 @@ class Answerer:
         if jax.process_count() > 1:
             used = int(multihost_utils.process_allgather(np.int32(used)).max())
         size = next(size for size in self._generators if size >= used)
-        cut = {name: batch[name][:, : prefix + size] for name in TEXT}
+        cut = {name: batch[name][:, : prefix + size] for name in TEXT if name in batch}
         return self._generators[size], self.exp.place({**batch, **cut})
 
     def _key(self, number: int) -> jax.Array:
