@@ -38,6 +38,8 @@ class Int8:
             return x @ values.astype(x.dtype).T
 
         def row_by_row(x, values):
+            # Else a decode loop would convert the values once, before it starts.
+            x, values = jax.lax.optimization_barrier((x, values))
             return jnp.concatenate([whole(row, values) for row in jnp.split(x, len(x))])
 
         few = row_by_row if len(x) <= FEW else whole
