@@ -26,6 +26,7 @@ from lmm_jax.data.native import NativeSpec
 from lmm_jax.data.placement import SampleSpec, Slots
 from lmm_jax.data.tokenizer import Tokenizer
 from lmm_jax.depth import Plan, make_plan
+from lmm_jax.lora import LEARNS, LoraConfig
 from lmm_jax.models import lmm
 from lmm_jax.models.specs import LMMSpec, named
 from lmm_jax.parallel.axes import RULES, Axes
@@ -206,6 +207,7 @@ class Sections:
     optim: optim.OptimConfig
     train: TrainConfig
     documents: DocumentsConfig | None = None
+    lora: LoraConfig = LoraConfig()  # noqa: RUF009 (frozen)
     mesh: MeshConfig = MeshConfig()  # noqa: RUF009 (frozen)
     axes: tuple = RULES
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -361,8 +363,17 @@ class Experiment:
         return Axes(make_mesh(self.config.mesh, self.devices), rules)
 
     def model(self, *, train: bool) -> lmm.LMM:
-        """The model along the plan, its activations pinned to the mesh."""
-        return lmm.LMM(self.spec, self.plan(train=train), self.axes.constrain)
+        """The model along the plan, its activations pinned to the mesh.
+
+        Adapters are trained; what runs has them merged.
+        """
+        spec = self.config.lora.applied(self.spec) if train else self.spec
+        return lmm.LMM(spec, self.plan(train=train), self.axes.constrain)
+
+    @property
+    def learned(self) -> tuple[str, ...]:
+        """Patterns of all that learns, adapters included."""
+        return (*self.config.train.learn, *([LEARNS] if self.config.lora.rank else []))
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
@@ -401,7 +412,7 @@ class Experiment:
     def placed_params(self, model: lmm.LMM) -> dict[str, Any]:
         """The same, each with its sharding on the mesh."""
         abstract = self.abstract_params(model)
-        shardings = self.axes.params(abstract, lmm.params(self.spec))
+        shardings = self.axes.params(abstract, lmm.params(model.spec))
         return jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
             abstract,

@@ -20,14 +20,14 @@ import jax
 import ml_collections
 
 from lmm_jax import config as configs
-from lmm_jax import experiment, hub, partition
+from lmm_jax import experiment, hub, lora, partition
 from lmm_jax.checkpoint.state import CheckpointReader
 from lmm_jax.depth.table import table
 from lmm_jax.experiment import SIZES, Experiment
 from lmm_jax.models import lmm
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-SAME_RUN = ("model", "strategy", "text", "image")
+SAME_RUN = ("model", "strategy", "text", "image", "lora")
 EXECUTION = ("remat", "unroll", "dtype")  # of the model; may change between starts
 
 
@@ -92,19 +92,23 @@ def versions() -> dict[str, Any]:
 def load_params(exp: Experiment, model: lmm.LMM, run: str) -> dict[str, Any]:
     """Parameters of a run's latest checkpoint, on this experiment's mesh.
 
-    Only parameters are read, no optimizer state.
+    Only parameters are read, no optimizer state. Adapters of that run are merged.
+
+    Args:
+        model: its own adapters are left out.
+        run: a work directory, or what `lmm_jax.convert` wrote.
 
     Raises:
         ValueError: the directory is not that of a run.
         CheckpointError: no finished checkpoint, or one of another model.
     """
-    abstract = exp.placed_params(model)
     path = Path(run)
-    if (path / SIZES).is_file() and not (path / "config.json").is_file():
-        learned = tuple(abstract)  # `lmm_jax.convert` wrote it and knows of no learning
-    else:
-        learned = experiment.build(load_run(run)).config.train.learn
-    selection = partition.select(abstract, learned)
+    converted = (path / SIZES).is_file() and not (path / "config.json").is_file()
+    made = None if converted else experiment.build(load_run(run))
+    spec = made.config.lora.applied(exp.spec) if made else exp.spec
+    abstract = exp.placed_params(model.clone(spec=spec))
+    # `lmm_jax.convert` knows of no learning: all is in one tree.
+    selection = partition.select(abstract, made.learned if made else tuple(abstract))
     learning, frozen = partition.split(abstract, selection)
     checkpoints = CheckpointReader(run)
     try:
@@ -115,9 +119,11 @@ def load_params(exp: Experiment, model: lmm.LMM, run: str) -> dict[str, Any]:
         checkpoints.close()
 
     def join(learning, frozen):
-        return partition.join(learning, frozen, selection)
+        params = partition.join(learning, frozen, selection)
+        return lora.merged(params, spec.language.block.lora)
 
-    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+    plain = exp.placed_params(model.clone(spec=exp.spec))
+    shardings = jax.tree.map(lambda x: x.sharding, plain)
     return jax.jit(join, out_shardings=shardings)(learning, frozen)
 
 

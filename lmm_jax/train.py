@@ -161,7 +161,7 @@ def make_parts(exp: Experiment) -> Parts:
     config, axes = exp.config, exp.axes
     model = exp.model(train=True)
     abstract = exp.placed_params(model)
-    selection = partition.select(abstract, config.train.learn)
+    selection = partition.select(abstract, exp.learned)
     learning, frozen = partition.split(abstract, selection)
     transform, schedule = optim.make(config.optim, config.train.steps, learning)
     opt_state = jax.eval_shape(transform.init, learning)

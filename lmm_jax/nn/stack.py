@@ -7,6 +7,7 @@ H head width, M slots of the tail.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+import functools
 from typing import Literal
 
 from flax import linen as nn
@@ -20,6 +21,7 @@ from lmm_jax.depth.planner import Cut, Feed, Layer, Mode, Scan, Step
 from lmm_jax.depth.reduce import reduce_span
 from lmm_jax.nn.attention import Sight, observe, sight
 from lmm_jax.nn.block import Block, BlockSpec
+from lmm_jax.nn.lora import NOISE
 from lmm_jax.nn.rope import Rotation, rotation
 
 Array = jax.Array
@@ -197,9 +199,11 @@ class LayerStack(nn.Module):
                 hidden = _add(hidden, rows, state.layout.slice("visual"))
             kept = []
             for i in range(step.period):
-                layer = jax.tree.map(lambda p, i=i: p[i], layers)
+                layer, rngs = jax.tree.map(lambda p, i=i: p[i], layers)
                 hidden = self.constrain(hidden)
-                hidden, keys = block.apply({"params": layer}, hidden, angles, own)
+                hidden, keys = block.apply(
+                    {"params": layer}, hidden, angles, own, rngs=rngs
+                )
                 kept.append(keys)
             if not collect:
                 return hidden, None
@@ -208,7 +212,7 @@ class LayerStack(nn.Module):
         bodies = (step.stop - step.start) // step.period
         layers = jax.tree.map(
             lambda p: p.reshape(bodies, step.period, *p.shape[1:]),
-            self._rows(slice(step.start, step.stop), step.learns),
+            self._rows(step, ctx),
         )
         fed = tuple(ctx.aligned[f.source][f.start : f.stop] for f in step.feeds)
         hidden, keys = jax.lax.scan(
@@ -222,16 +226,17 @@ class LayerStack(nn.Module):
     def _layer(self, state, step: Layer, ctx, ops, mode):
         """One layer alone: its attention is shown, and it may be cut half-way."""
         block = Block(self.spec, parent=None)
-        rows = self._rows(slice(step.start, step.stop), step.learns)
-        layer = jax.tree.map(lambda p: p[0], rows)
+        layer, rngs = jax.tree.map(lambda p: p[0], self._rows(step, ctx))
         angles, own = self._rotation(state.place), self._sight(state.place, state.place)
         hidden = self.constrain(_fed(state, ctx, step.feeds).hidden)
 
         def attend(layer, hidden):
-            return block.apply({"params": layer}, hidden, angles, own, method="attend")
+            return block.apply(
+                {"params": layer}, hidden, angles, own, rngs=rngs, method="attend"
+            )
 
         def feed(layer, hidden):
-            return block.apply({"params": layer}, hidden, method="feed")
+            return block.apply({"params": layer}, hidden, rngs=rngs, method="feed")
 
         hidden, keys, q = self._rematted(attend)(layer, hidden)
         seen = observe(q, keys, own, state, step.observe)
@@ -251,10 +256,15 @@ class LayerStack(nn.Module):
         s = self.spec
         return sight(queries, keys, causal=s.causal, window=s.window)
 
-    def _rows(self, rows: slice, learns: bool = True):
-        layers = jax.tree.map(lambda p: p[rows], self.layers)
+    def _rows(self, step: Scan | Layer, ctx: Context):
+        """Parameters of a run of layers, and the keys of what is random in them."""
+        layers = jax.tree.map(lambda p: p[step.start : step.stop], self.layers)
         # A mask inside a shared scan would compute all weight gradients and drop them.
-        return layers if learns else jax.lax.stop_gradient(layers)
+        layers = layers if step.learns else jax.lax.stop_gradient(layers)
+        if ctx.rng is None or not self.spec.lora:
+            return layers, {}
+        keys = jax.vmap(functools.partial(jax.random.fold_in, ctx.rng))
+        return layers, {NOISE: keys(jnp.arange(step.start, step.stop))}
 
     def _unroll(self, bodies: int) -> int:
         return bodies if self.unroll == 0 else min(self.unroll, bodies)
