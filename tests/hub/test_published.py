@@ -13,7 +13,7 @@ import pytest
 from lmm_jax.depth import make_plan
 from lmm_jax.hub.families import FAMILIES
 from lmm_jax.hub.fields import Fields
-from lmm_jax.models import lmm
+from lmm_jax.models import lmm, specs
 from tests.hub import test_language, test_vision
 
 LLAMA = dict(
@@ -226,6 +226,14 @@ def count(tree) -> int:
 def test_language_models(name):
     fields, parameters = LANGUAGE[name]
     assert count(test_language.abstract(read(fields))) == parameters
+
+
+@pytest.mark.parametrize(
+    "name", ["vicuna-7b", "vicuna-13b", "llama-3-8b", "phi-2", "phi-3-mini-4k"]
+)
+def test_named_sizes_are_those_of_the_config(name):
+    fields, _ = LANGUAGE[name]
+    assert specs.named("language", name.removesuffix("-4k")) == read(fields)
 
 
 @pytest.mark.parametrize("name", VISION)
