@@ -47,17 +47,28 @@ def load_run(workdir: str | Path) -> ml_collections.ConfigDict:
     return config
 
 
+def claim(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    """Makes a run directory, or makes sure that it is that of the same run.
+
+    Raises:
+        ValueError: the directory cannot be made, or holds a run of another model.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(workdir, error) from error
+    _refuse_other_run(workdir, config)
+
+
 def describe(
     experiment: Experiment, config: ml_collections.ConfigDict, workdir: Path
 ) -> None:
     """Writes what a run directory must say of itself: config, plan, tokenizer, versions.
 
     Raises:
-        ValueError: the directory cannot be written, or holds a run of another model.
+        ValueError: the directory cannot be written.
     """
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        _refuse_other_run(workdir, config)
         (workdir / "config.json").write_text(configs.to_json(config))
         (workdir / "plan.txt").write_text(table(experiment.plan(train=False)) + "\n")
         experiment.tokenizer.save(workdir / "tokenizer")
@@ -69,10 +80,7 @@ def describe(
             (workdir / SIZES).write_text(json.dumps(sizes, indent=2) + "\n")
         (workdir / "versions.json").write_text(json.dumps(versions(), indent=2) + "\n")
     except OSError as error:
-        raise ValueError(
-            f"cannot write to workdir {workdir}: {error.strerror}; choose another with "
-            "--config.workdir=... or free space."
-        ) from error
+        raise _unwritable(workdir, error) from error
 
 
 def versions() -> dict[str, Any]:
@@ -127,10 +135,33 @@ def load_params(exp: Experiment, model: lmm.LMM, run: str) -> dict[str, Any]:
     return jax.jit(join, out_shardings=shardings)(learning, frozen)
 
 
+def load_learned(exp: Experiment, model: lmm.LMM, run: str) -> dict[str, Any]:
+    """What a run of this experiment has learned, adapters not merged.
+
+    Raises:
+        CheckpointError: no finished checkpoint, or one of another model.
+    """
+    abstract = exp.placed_params(model)
+    selection = partition.select(abstract, exp.learned)
+    checkpoints = CheckpointReader(run)
+    try:
+        learning, _ = partition.split(abstract, selection)
+        return checkpoints.restore_part(learning, "learning")
+    finally:
+        checkpoints.close()
+
+
 def trained(run: str) -> dict[str, float]:
     """Steps and seconds that a run has trained."""
     path = Path(run) / "training.json"
     return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _unwritable(workdir: Path, error: OSError) -> ValueError:
+    return ValueError(
+        f"cannot write to workdir {workdir}: {error.strerror}; choose another with "
+        "--config.workdir=... or free space."
+    )
 
 
 def _refuse_other_run(workdir: Path, config: ml_collections.ConfigDict) -> None:

@@ -227,7 +227,7 @@ def train(config: ml_collections.ConfigDict) -> Path:
         print(table(plan), flush=True)
     experiment.prepare_data(exp)
     if chief:
-        runs.describe(exp, config, workdir)
+        runs.claim(config, workdir)
 
     source = pipeline.open_sources(exp.config.data)
     samples = exp.samples(plan)
@@ -245,6 +245,8 @@ def train(config: ml_collections.ConfigDict) -> Path:
         workdir, keep=exp.config.checkpoint.keep, every=exp.config.checkpoint.every
     )
     state, frozen, meta = _restore_or_init(exp, parts, checkpoints, batches)
+    if chief:  # not before: a start that failed must not shape the next one
+        runs.describe(exp, config, workdir)
     step, before = int(state.step), float(meta.get("seconds", 0.0))
     if chief:
         counts = [_count(tree) for tree in (state.learning, frozen)]
