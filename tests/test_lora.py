@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import math
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
-from lmm_jax import experiment, partition, train, weights
+from lmm_jax import convert, experiment, hub, partition, train, weights
 from lmm_jax.checkpoint.params import check_rows, flatten
 from lmm_jax.depth import make_plan
 from lmm_jax.lora import LEARNS, LoraConfig, merged
@@ -21,7 +23,7 @@ from lmm_jax.models import lmm
 from lmm_jax.nn.lora import NOISE, Lora, LoraLinear
 from tests.small import small_config
 from tests.test_full_size import build
-from tests.test_train import final, interrupt, same
+from tests.test_train import command, final, interrupt, same
 from tests.tiny import SPEC
 
 CONFIG = LoraConfig(rank=3, alpha=7.0, dropout=0.25)
@@ -223,6 +225,27 @@ def test_another_stage_starts_from_merged_weights(whole, tmp_path):
         start = jax.device_get(weights.initial(exp, model))
         same(merged(start, model.spec.language.block.lora), trained)
     assert not flatten(start)["language/stack/layers/q/lora_b"].any()
+
+
+def test_a_run_is_exported_merged_or_as_an_adapter(whole, tmp_path):
+    convert.to_hub(whole.workdir, tmp_path / "hf")
+    folder, spec = hub.Folder(tmp_path / "hf"), hub.lmm_spec(tmp_path / "hf")
+    trained = final(whole)
+    same(hub.load(folder, spec, trained), trained)
+
+    to = tmp_path / "adapter"
+    flags = (f"--from={whole.workdir}", f"--to={to}", "--adapter", "--base=some/llava")
+    done = command("lmm_jax.convert", *flags)
+    assert done.returncode == 0, done.stderr
+    config = json.loads((to / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"]) == (3, 6.0)
+    assert config["base_model_name_or_path"] == "some/llava"
+    assert config["modules_to_save"] == ["multi_modal_projector"]
+    tensors = load_file(to / "adapter_model.safetensors")
+    layer = "base_model.model.model.language_model.layers.5.mlp.down_proj"
+    assert tensors[f"{layer}.lora_A.weight"].shape == (3, 96)
+    assert tensors[f"{layer}.lora_B.weight"].shape == (48, 3)
+    assert len(tensors) == 6 * 7 * 2 + 4  # and the projector
 
 
 def test_a_workdir_with_other_adapters_is_refused(whole, tmp_path):

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 import re
 from typing import Any
 
-from lmm_jax.checkpoint.params import Tensor, from_published, names, published
+from absl import logging
+import jax
+
+from lmm_jax.checkpoint.params import (
+    Tensor,
+    from_published,
+    names,
+    progress,
+    published,
+)
 from lmm_jax.hub import folder as folders
 from lmm_jax.hub.families import FAMILIES
 from lmm_jax.hub.fields import Fields
@@ -76,6 +86,8 @@ def load(
     abstract: Mapping[str, Any],
     *,
     without: Collection[str] = (),
+    cast: bool = True,
+    allow_unused: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The parameters of a folder.
 
@@ -84,6 +96,8 @@ def load(
         spec: from `read_spec`; it may run fewer layers.
         abstract: shapes, dtypes and, if they are to be placed, shardings.
         without: branches of `abstract` that come from elsewhere.
+        cast: see `from_published`.
+        allow_unused: patterns of tensors that may be left over.
 
     Raises:
         ValueError: tensors are missing, left over, or of another shape.
@@ -94,17 +108,46 @@ def load(
     )
     rows = family.rows(spec)
     wanted = {name: x for name, x in abstract.items() if name not in without}
-    params = from_published(tensors, rows, wanted)
     # A tied head may be stored all the same.
-    excused = re.compile("|".join((*family.IGNORED, r"(^|\.)lm_head\.weight$")))
-    left = sorted(set(tensors) - names(rows, abstract))
-    left = [name for name in left if not excused.search(name)]
-    if left:
-        raise ValueError(
-            f"{folder.path} has {len(left)} tensors that {_kind(folder.config)} "
-            f"has no use for, {left[0]!r} among them: is config.json of this model?"
+    excused = (*family.IGNORED, r"(^|\.)lm_head\.weight$")
+    missing = names(rows, wanted) - set(tensors)
+    unused = {
+        name
+        for name in set(tensors) - names(rows, abstract)
+        if not any(re.search(pattern, name) for pattern in excused)
+    }
+    allowed = {n for n in unused if any(re.search(p, n) for p in allow_unused)}
+    if allowed:
+        logging.warning("%s: not used: %s", folder.path, _listed(allowed))
+    if missing or unused - allowed:
+        raise ValueError(_misfit(folder, missing, unused - allowed))
+    return from_published(tensors, rows, wanted, cast=cast)
+
+
+def _misfit(folder: Folder, missing: set[str], unused: set[str]) -> str:
+    lines = [
+        f"{folder.path} does not hold the {_kind(folder.config)} of its config.json:"
+    ]
+    if missing:
+        lines.append(f"  it lacks {_listed(missing)}")
+        lines.append("  (a part in a folder of its own: init.vision, init.language)")
+    if unused:
+        lines.append(f"  it has no use for {_listed(unused)}")
+        lines.append(
+            "  (lmm_jax.convert can leave tensors out: --allow_unused=PATTERN)"
         )
-    return params
+    return "\n".join(lines)
+
+
+def _listed(keys: set[str], shown: int = 8) -> str:
+    found = sorted(keys)
+    more = f", and {len(found) - shown} more" if len(found) > shown else ""
+    return f"{len(found)} tensors: {', '.join(found[:shown])}{more}"
+
+
+def image_token(kind: str) -> str | None:
+    """The text that marks an image in a layout whose tokenizers may lack it."""
+    return getattr(FAMILIES.get(kind), "IMAGE_TOKEN", None)
 
 
 def branches(spec: LMMSpec) -> set[str]:
@@ -141,8 +184,15 @@ def save(
     if kind not in FAMILIES:
         raise ValueError(f"kind={kind!r}: use one of {', '.join(sorted(FAMILIES))}.")
     family = FAMILIES[kind]
-    tensors = joined(published(params, family.rows(spec)), fused_of(family, spec))
+    rows = family.rows(spec)
+    tensors = progress(
+        published(params, rows), "writing", "tensor", len(names(rows, params))
+    )
+    tensors = joined(tensors, fused_of(family, spec))
     fields = {**family.config(spec), **(config or {})}
+    if jax.process_index():  # it takes part in gathering; process 0 writes
+        collections.deque(tensors, maxlen=0)
+        return Path(path)
     return folders.write(path, fields, tensors, shard_bytes=shard_bytes)
 
 

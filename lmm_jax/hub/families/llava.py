@@ -13,6 +13,7 @@ from lmm_jax.models.specs import LMMSpec
 from lmm_jax.nn.params import Param
 
 KINDS = {"llava": ("LlavaForConditionalGeneration",)}
+IMAGE_TOKEN = "<image>"
 IGNORED = (*llama.IGNORED, r"\.position_ids$", r"^vision_tower\.vision_model\.head\.")
 ALIASES = (
     # In memory since transformers 4.52, and on disk in between.
