@@ -47,7 +47,8 @@ class ModelConfig:
             counted as LLaVA does: -2 is before the last layer.
         dtype: of computation; "auto" is bfloat16 on accelerators and float32 on CPU,
             where XLA's bfloat16 is many times slower.
-        param_dtype: of parameters.
+        param_dtype: of parameters; those that learn are float32 while they do, or
+            small updates would vanish.
         remat, unroll: see `LayerStack`.
         mode: "drop" removes tokens at cuts, "mask" only hides them.
     """

@@ -35,7 +35,7 @@ def llava(
         vision=vision,
         language=language,
         dtype="auto",
-        param_dtype="float32",
+        param_dtype="bfloat16" if adapts else "float32",
         remat="full",
         unroll=1,
         mode="drop",

@@ -163,6 +163,7 @@ def make_parts(exp: Experiment) -> Parts:
     abstract = exp.placed_params(model)
     selection = partition.select(abstract, exp.learned)
     learning, frozen = partition.split(abstract, selection)
+    learning = jax.tree.map(lambda x: x.update(dtype=jnp.float32), learning)
     transform, schedule = optim.make(config.optim, config.train.steps, learning)
     opt_state = jax.eval_shape(transform.init, learning)
     state = TrainState(
@@ -184,6 +185,7 @@ def initial_state(exp: Experiment, parts: Parts) -> tuple[TrainState, Any]:
 
     def make(params):
         learning, frozen = partition.split(params, parts.selection)
+        learning = jax.tree.map(lambda x: x.astype(jnp.float32), learning)
         step = jnp.zeros((), jnp.int32)
         return TrainState(step, learning, parts.transform.init(learning)), frozen
 

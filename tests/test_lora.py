@@ -266,11 +266,19 @@ def opt_bytes(exp) -> int:
 def test_optimizer_state_of_7b():
     """AdamW's two moments in float32: 54 GB for all, 2.7 GB for rank 128."""
     full = opt_bytes(build("llava", "stage=finetune"))
-    small = opt_bytes(build("llava", "stage=finetune-lora"))
+    exp = build("llava", "stage=finetune-lora")
+    small = opt_bytes(exp)
     connector = 1024 * 4096 + 4096 + 4096 * 4096 + 4096
     adapters = 32 * 128 * (4 * (4096 + 4096) + 3 * (4096 + 11_008))
     assert full == pytest.approx(8 * (6_738_415_616 + connector), abs=100)
     assert small == pytest.approx(8 * (adapters + connector), abs=100)
+    # What is frozen takes two bytes (norms aside), what learns four.
+    parts = train.make_parts(exp)
+    frozen = jax.tree.leaves(parts.abstract_frozen)
+    size = sum(x.size for x in frozen)
+    assert sum(x.nbytes for x in frozen) == pytest.approx(2 * size, rel=1e-3)
+    learned = jax.tree.leaves(parts.abstract_state.learning)
+    assert {x.dtype for x in learned} == {jnp.dtype("float32")}
 
 
 def test_the_backward_pass_skips_the_gradients_of_frozen_kernels(tmp_path):
