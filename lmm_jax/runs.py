@@ -183,4 +183,6 @@ def _identity(text: str) -> dict[str, Any]:
     kept = {section: dict(config.get(section) or {}) for section in SAME_RUN}
     for name in EXECUTION:
         kept["model"].pop(name, None)
+    if not kept["lora"].get("rank"):
+        kept["lora"] = {}  # off, as in runs from before there was LoRA
     return kept
