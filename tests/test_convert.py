@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -16,6 +17,7 @@ import transformers
 
 from lmm_jax import convert, hub
 from lmm_jax.data.tokenizer import Tokenizer
+from lmm_jax.hub.families import llava_original
 from tests.hub.test_llava import TEXT, VISION
 from tests.hub.test_vision import scramble
 from tests.small import small_config, write_config
@@ -114,6 +116,8 @@ def test_left_over_tensors_may_be_allowed(copied, tmp_path, caplog):
         convert.from_hub(copied, tmp_path / "run")
     with pytest.raises(ValueError, match="no use for 7 tensors"):
         convert.from_hub(copied, tmp_path / "run", allow_unused=["norm"])
+    with pytest.raises(ValueError, match="is not a regex"):
+        convert.from_hub(copied, tmp_path / "run", allow_unused=["*"])
     convert.from_hub(copied, tmp_path / "run", allow_unused=[r"layers\.2\."])
     assert "not used: 9 tensors: " in caplog.text
 
@@ -214,3 +218,36 @@ def train_from(folder: Path, tokenizer: str, tmp_path: Path):
     config.init, config.text.tokenizer = dict(load=str(folder)), tokenizer
     file = write_config(config, tmp_path / "config.py")
     return command("lmm_jax.train", f"--config={file}")
+
+
+def test_a_head_with_a_bias_goes_out_in_the_original_layout(tmp_path, monkeypatch):
+    """Bunny with Phi-2: transformers' LLaVA would drop the bias and answer otherwise."""
+    block = dataclasses.replace(
+        SPEC.language.block,
+        **dict(norm="layer", activation="gelu_tanh", gated=False, bias="all"),
+        parallel=True,
+    )
+    phi = dataclasses.replace(SPEC.language, block=block, head_bias=True, kind="phi")
+    spec = dataclasses.replace(SPEC, language=phi)
+    tower = dataclasses.replace(SPEC.vision, run=SPEC.vision.depth)
+    monkeypatch.setitem(llava_original.TOWERS, "tiny-tower", tower)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda x: rng.normal(size=x.shape).astype(x.dtype), convert.placed(spec)
+    )
+    one, kept, two = (tmp_path / name for name in ("one", "kept", "two"))
+    hub.save(one, spec, params, kind="bunny-phi")
+    convert.from_hub(one, kept)
+    with pytest.raises(ValueError, match="--kind=bunny-phi"):
+        convert.to_hub(kept, tmp_path / "hf")
+    with pytest.raises(ValueError, match="kind='bunny': use one of bunny-llama"):
+        convert.to_hub(kept, tmp_path / "hf", "bunny")
+    with pytest.raises(ValueError, match="the original layout names its tower"):
+        monkeypatch.delitem(llava_original.TOWERS, "tiny-tower")
+        convert.to_hub(kept, tmp_path / "hf", "bunny-phi")
+    assert not (tmp_path / "hf").exists()
+    monkeypatch.setitem(llava_original.TOWERS, "tiny-tower", tower)
+    convert.to_hub(kept, two, "bunny-phi")
+    assert hub.lmm_spec(two) == spec
+    assert "lm_head.bias" in hub.Folder(two)
+    same(held(two), params)

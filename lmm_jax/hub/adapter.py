@@ -8,6 +8,7 @@ from pathlib import Path
 import re
 from typing import Any
 
+import jax
 from safetensors.numpy import save_file
 
 from lmm_jax.checkpoint.params import flatten, published
@@ -68,6 +69,8 @@ def save_adapter(
         "bias": "none",
         "inference_mode": True,
     }
+    if jax.process_index():  # it has taken part in gathering
+        return
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path / "adapter_model.safetensors", {"format": "pt"})

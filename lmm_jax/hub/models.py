@@ -109,19 +109,26 @@ def load(
     rows = family.rows(spec)
     wanted = {name: x for name, x in abstract.items() if name not in without}
     # A tied head may be stored all the same.
-    excused = (*family.IGNORED, r"(^|\.)lm_head\.weight$")
+    excused = _any_of((*family.IGNORED, r"(^|\.)lm_head\.weight$"))
     missing = names(rows, wanted) - set(tensors)
-    unused = {
-        name
-        for name in set(tensors) - names(rows, abstract)
-        if not any(re.search(pattern, name) for pattern in excused)
-    }
-    allowed = {n for n in unused if any(re.search(p, n) for p in allow_unused)}
+    left = set(tensors) - names(rows, abstract)
+    unused = {name for name in left if not excused.search(name)}
+    may_be_left = _any_of(allow_unused)
+    allowed = {name for name in unused if may_be_left.search(name)}
     if allowed:
         logging.warning("%s: not used: %s", folder.path, _listed(allowed))
     if missing or unused - allowed:
         raise ValueError(_misfit(folder, missing, unused - allowed))
     return from_published(tensors, rows, wanted, cast=cast)
+
+
+def _any_of(patterns: Sequence[str]) -> re.Pattern[str]:
+    try:
+        return re.compile("|".join(f"(?:{p})" for p in patterns) or r"(?!)")
+    except re.error as error:
+        raise ValueError(
+            f"pattern {error.pattern!r} is not a regex: {error}"
+        ) from error
 
 
 def _misfit(folder: Folder, missing: set[str], unused: set[str]) -> str:
@@ -156,8 +163,12 @@ def branches(spec: LMMSpec) -> set[str]:
 
 
 def model_config(spec: Spec, kind: str) -> dict[str, Any]:
-    """A `config.json` from which `read_spec` gives `spec` again."""
-    return FAMILIES[kind].config(spec)
+    """A `config.json` from which `read_spec` gives `spec` again.
+
+    Raises:
+        ValueError: nobody writes this kind, or it has no place for this model.
+    """
+    return _writer(kind).config(spec)
 
 
 def save(
@@ -181,9 +192,7 @@ def save(
     Raises:
         ValueError: the folder already holds a model, or nobody writes this kind.
     """
-    if kind not in FAMILIES:
-        raise ValueError(f"kind={kind!r}: use one of {', '.join(sorted(FAMILIES))}.")
-    family = FAMILIES[kind]
+    family = _writer(kind)
     rows = family.rows(spec)
     tensors = progress(
         published(params, rows), "writing", "tensor", len(names(rows, params))
@@ -194,6 +203,12 @@ def save(
         collections.deque(tensors, maxlen=0)
         return Path(path)
     return folders.write(path, fields, tensors, shard_bytes=shard_bytes)
+
+
+def _writer(kind: str) -> Any:
+    if kind not in FAMILIES:
+        raise ValueError(f"kind={kind!r}: use one of {', '.join(sorted(FAMILIES))}.")
+    return FAMILIES[kind]
 
 
 def _kind(config: Mapping[str, Any]) -> str | None:
