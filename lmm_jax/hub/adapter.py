@@ -36,13 +36,14 @@ def save_adapter(
         base: name or folder of the model that is adapted.
 
     Raises:
-        ValueError: no adapters, something else was learned too, or the base stores
-            projections as one that we adapt apart (Phi-3): export it merged.
+        ValueError: no adapters, something else was learned too, or the base is no
+            LLaVA-1.5, or stores projections as one that we adapt apart (Phi-3).
     """
     lora = spec.language.block.lora
     others = {p for p in flatten(learned) if not re.search(r"/lora_[ab]$", p)}
     others = sorted(p for p in others if not p.startswith("connector/"))
-    if lora is None or others or fused_of(llava, spec):
+    named = spec.kind in llava.KINDS and not fused_of(llava, spec)
+    if lora is None or others or not named:
         reason = f"learned {others[0]} too" if others else "has no place in PEFT"
         reason = "has no adapters" if lora is None else reason
         raise ValueError(f"the run {reason}: export it merged, without --adapter.")
