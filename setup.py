@@ -40,6 +40,7 @@ setup(
         # This torch comes without CUDA; newer ones bring gigabytes of it.
         "test": [
             "hypothesis",
+            "peft==0.21.2",
             "pytest",
             "pytest-xdist",
             "ruff",

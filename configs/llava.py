@@ -2,6 +2,8 @@
 
 python -m lmm_jax.train --config=configs/llava.py:stage=pretrain
 python -m lmm_jax.train --config=configs/llava.py --config.init.run=runs/vicuna-7b-pretrain
+python -m lmm_jax.train --config=configs/llava.py:stage=finetune-lora \\
+    --config.init.run=runs/vicuna-7b-pretrain
 """
 
 from lmm_jax import config, presets

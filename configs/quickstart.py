@@ -36,6 +36,7 @@ def get_config(arg=None):
     )
     c.data.sources = (dict(path=f"{folder}/train.json", images=folder),)
     c.data.update(batch_size=16, seed=a.seed, workers=0, threads=2, max_skipped=10)
+    c.data.update(group="none", parts=1)
 
     c.optim.update(lr=6e-4, warmup_ratio=0.05, weight_decay=0.05, b2=0.98, clip=1.0)
     c.train.update(

@@ -26,6 +26,7 @@ from lmm_jax.data.native import NativeSpec
 from lmm_jax.data.placement import SampleSpec, Slots
 from lmm_jax.data.tokenizer import Tokenizer
 from lmm_jax.depth import Plan, make_plan
+from lmm_jax.lora import LEARNS, LoraConfig
 from lmm_jax.models import lmm
 from lmm_jax.models.specs import LMMSpec, VisionSpec, named
 from lmm_jax.parallel.axes import RULES, Axes
@@ -48,7 +49,8 @@ class ModelConfig:
             are interpolated for it.
         dtype: of computation; "auto" is bfloat16 on accelerators and float32 on CPU,
             where XLA's bfloat16 is many times slower.
-        param_dtype: of parameters.
+        param_dtype: of parameters; those that learn are float32 while they do, or
+            small updates would vanish.
         remat, unroll: see `LayerStack`.
         mode: "drop" removes tokens at cuts, "mask" only hides them.
     """
@@ -214,6 +216,7 @@ class Sections:
     optim: optim.OptimConfig
     train: TrainConfig
     documents: DocumentsConfig | None = None
+    lora: LoraConfig = LoraConfig()  # noqa: RUF009 (frozen)
     mesh: MeshConfig = MeshConfig()  # noqa: RUF009 (frozen)
     axes: tuple = RULES
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -374,9 +377,18 @@ class Experiment:
         return Axes(make_mesh(self.config.mesh, self.devices), rules)
 
     def model(self, *, train: bool, suffix: int = 0) -> lmm.LMM:
-        """The model along `plan`, its activations pinned to the mesh."""
+        """The model along `plan`, its activations pinned to the mesh.
+
+        Adapters are trained; what runs has them merged.
+        """
+        spec = self.config.lora.applied(self.spec) if train else self.spec
         plan = self.plan(train=train, suffix=suffix)
-        return lmm.LMM(self.spec, plan, self.axes.constrain)
+        return lmm.LMM(spec, plan, self.axes.constrain)
+
+    @property
+    def learned(self) -> tuple[str, ...]:
+        """Patterns of all that learns, adapters included."""
+        return (*self.config.train.learn, *([LEARNS] if self.config.lora.rank else []))
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
@@ -415,7 +427,7 @@ class Experiment:
     def placed_params(self, model: lmm.LMM) -> dict[str, Any]:
         """The same, each with its sharding on the mesh."""
         abstract = self.abstract_params(model)
-        shardings = self.axes.params(abstract, lmm.params(self.spec))
+        shardings = self.axes.params(abstract, lmm.params(model.spec))
         return jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
             abstract,

@@ -149,6 +149,8 @@ def split(params: Tree, selection: Selection) -> tuple[dict, dict]:
 def join(learning: Tree, frozen: Tree, selection: Selection) -> dict:
     """The inverse of `split`, bit for bit; static slices and concatenation, for jit.
 
+    A stack of which only some rows learn takes the dtype of the frozen ones.
+
     Gradients through a joined stack reach every row of it, also the frozen ones, where
     they are thrown away; code that runs frozen layers as their own scan saves the work
     with `jax.lax.stop_gradient` on that slice.
@@ -237,10 +239,10 @@ def _interleave(learning: Any, frozen: Any, rows: Rows) -> Any:
             f"the selection has {len(rows)} learning layers and the leaf "
             f"{learning.shape[0]}; split() with the same selection first"
         )
-    halves, start, pieces = (frozen, learning), [0, 0], []
     total = learning.shape[0] + frozen.shape[0]
     if isinstance(learning, jax.ShapeDtypeStruct):
-        return learning.update(shape=(total, *learning.shape[1:]))
+        return frozen.update(shape=(total, *frozen.shape[1:]))
+    halves, start, pieces = (frozen, learning.astype(frozen.dtype)), [0, 0], []
     for run, learns in _runs(rows, total):
         stop = start[learns] + run.stop - run.start
         pieces.append(halves[learns][start[learns] : stop])

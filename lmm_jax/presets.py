@@ -6,6 +6,8 @@ import ml_collections
 
 from lmm_jax.parallel.axes import RULES
 
+STAGES = ("pretrain", "finetune", "finetune-lora")
+
 
 def llava(
     *,
@@ -17,14 +19,15 @@ def llava(
 
     Args:
         stage: "pretrain" aligns the projector on captions, "finetune" trains projector
-            and language model on conversations. The vision encoder is frozen in both.
+            and language model on conversations, "finetune-lora" projector and adapters.
+            The vision encoder is always frozen.
 
     Raises:
         ValueError: another stage.
     """
-    if stage not in ("pretrain", "finetune"):
-        raise ValueError(f"stage={stage!r}: use 'pretrain' or 'finetune'.")
-    pretrain = stage == "pretrain"
+    if stage not in STAGES:
+        raise ValueError(f"stage={stage!r}: use one of {', '.join(STAGES)}.")
+    pretrain, adapts = stage == "pretrain", stage == "finetune-lora"
     c = ml_collections.ConfigDict()
     c.name = "llava"
     c.workdir = f"runs/{language}-{stage}"
@@ -32,7 +35,7 @@ def llava(
         vision=vision,
         language=language,
         dtype="auto",
-        param_dtype="float32",
+        param_dtype="bfloat16" if adapts else "float32",
         remat="full",
         unroll=1,
         mode="drop",
@@ -57,14 +60,19 @@ def llava(
         sources=(dict(path=f"data/{path}", images=f"data/{images}"),),
         batch_size=256 if pretrain else 128,
         seed=42,
+        group="none" if pretrain else "modality_length",
+        parts=1 if pretrain else 8,  # the recipe's GPUs
         workers=8,
         threads=4,
         prefetch=4,
         max_skipped=1000,
     )
     c.documents = None
+    c.lora = dict(
+        rank=128 if adapts else 0, alpha=256.0, dropout=0.05, targets=("language",)
+    )
     c.optim = dict(
-        lr=1e-3 if pretrain else 2e-5,
+        lr={"pretrain": 1e-3, "finetune": 2e-5, "finetune-lora": 2e-4}[stage],
         warmup_ratio=0.03,
         schedule="cosine",
         b1=0.9,
@@ -73,12 +81,12 @@ def llava(
         weight_decay=0.0,
         # The published DeepSpeed files leave clipping off.
         clip=ml_collections.config_dict.placeholder(float),
-        lr_scale=dict(),
+        lr_scale=dict(connector=0.1) if adapts else dict(),
     )
     c.train = dict(
         steps=2181 if pretrain else 5198,
-        learn=("connector",) if pretrain else ("connector", "language"),
-        seed=0,
+        learn=("connector", "language") if stage == "finetune" else ("connector",),
+        seed=42,
         accumulate=1,
         loss_shards=1,
         log_every=10,

@@ -19,14 +19,14 @@ import jax
 import ml_collections
 
 from lmm_jax import config as configs
-from lmm_jax import experiment, hub, partition
+from lmm_jax import experiment, hub, lora, partition
 from lmm_jax.checkpoint.state import CheckpointReader
 from lmm_jax.depth.table import table
 from lmm_jax.experiment import SIZES, Experiment
 from lmm_jax.models import lmm
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-SAME_RUN = ("model", "strategy", "text", "image")
+SAME_RUN = ("model", "strategy", "text", "image", "lora")
 EXECUTION = ("remat", "unroll", "dtype")  # of the model; may change between starts
 
 
@@ -46,17 +46,28 @@ def load_run(workdir: str | Path) -> ml_collections.ConfigDict:
     return config
 
 
+def claim(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    """Makes a run directory, or makes sure that it is that of the same run.
+
+    Raises:
+        ValueError: the directory cannot be made, or holds a run of another model.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(workdir, error) from error
+    _refuse_other_run(workdir, config)
+
+
 def describe(
     experiment: Experiment, config: ml_collections.ConfigDict, workdir: Path
 ) -> None:
     """Writes what a run directory must say of itself: config, plan, tokenizer, versions.
 
     Raises:
-        ValueError: the directory cannot be written, or holds a run of another model.
+        ValueError: the directory cannot be written.
     """
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        _refuse_other_run(workdir, config)
         (workdir / "config.json").write_text(configs.to_json(config))
         (workdir / "plan.txt").write_text(table(experiment.plan(train=False)) + "\n")
         experiment.tokenizer.save(workdir / "tokenizer")
@@ -68,10 +79,7 @@ def describe(
             (workdir / SIZES).write_text(json.dumps(sizes, indent=2) + "\n")
         (workdir / "versions.json").write_text(json.dumps(versions(), indent=2) + "\n")
     except OSError as error:
-        raise ValueError(
-            f"cannot write to workdir {workdir}: {error.strerror}; choose another with "
-            "--config.workdir=... or free space."
-        ) from error
+        raise _unwritable(workdir, error) from error
 
 
 def versions() -> dict[str, Any]:
@@ -91,19 +99,23 @@ def versions() -> dict[str, Any]:
 def load_params(exp: Experiment, model: lmm.LMM, run: str) -> dict[str, Any]:
     """Parameters of a run's latest checkpoint, on this experiment's mesh.
 
-    Only parameters are read, no optimizer state.
+    Only parameters are read, no optimizer state. Adapters of that run are merged.
+
+    Args:
+        model: its own adapters are left out.
+        run: a work directory, or what `lmm_jax.convert` wrote.
 
     Raises:
         ValueError: the directory is not that of a run.
         CheckpointError: no finished checkpoint, or one of another model.
     """
-    abstract = exp.placed_params(model)
     path = Path(run)
-    if (path / SIZES).is_file() and not (path / "config.json").is_file():
-        learned = tuple(abstract)  # `lmm_jax.convert` wrote it and knows of no learning
-    else:
-        learned = experiment.build(load_run(run)).config.train.learn
-    selection = partition.select(abstract, learned)
+    converted = (path / SIZES).is_file() and not (path / "config.json").is_file()
+    made = None if converted else experiment.build(load_run(run))
+    spec = made.config.lora.applied(exp.spec) if made else exp.spec
+    abstract = exp.placed_params(model.clone(spec=spec))
+    # `lmm_jax.convert` knows of no learning: all is in one tree.
+    selection = partition.select(abstract, made.learned if made else tuple(abstract))
     learning, frozen = partition.split(abstract, selection)
     checkpoints = CheckpointReader(run)
     try:
@@ -114,16 +126,41 @@ def load_params(exp: Experiment, model: lmm.LMM, run: str) -> dict[str, Any]:
         checkpoints.close()
 
     def join(learning, frozen):
-        return partition.join(learning, frozen, selection)
+        params = partition.join(learning, frozen, selection)
+        return lora.merged(params, spec.language.block.lora)
 
-    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+    plain = exp.placed_params(model.clone(spec=exp.spec))
+    shardings = jax.tree.map(lambda x: x.sharding, plain)
     return jax.jit(join, out_shardings=shardings)(learning, frozen)
+
+
+def load_learned(exp: Experiment, model: lmm.LMM, run: str) -> dict[str, Any]:
+    """What a run of this experiment has learned, adapters not merged.
+
+    Raises:
+        CheckpointError: no finished checkpoint, or one of another model.
+    """
+    abstract = exp.placed_params(model)
+    selection = partition.select(abstract, exp.learned)
+    checkpoints = CheckpointReader(run)
+    try:
+        learning, _ = partition.split(abstract, selection)
+        return checkpoints.restore_part(learning, "learning")
+    finally:
+        checkpoints.close()
 
 
 def trained(run: str) -> dict[str, float]:
     """Steps and seconds that a run has trained."""
     path = Path(run) / "training.json"
     return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _unwritable(workdir: Path, error: OSError) -> ValueError:
+    return ValueError(
+        f"cannot write to workdir {workdir}: {error.strerror}; choose another with "
+        "--config.workdir=... or free space."
+    )
 
 
 def _refuse_other_run(workdir: Path, config: ml_collections.ConfigDict) -> None:
@@ -145,4 +182,6 @@ def _identity(text: str) -> dict[str, Any]:
     kept = {section: dict(config.get(section) or {}) for section in SAME_RUN}
     for name in EXECUTION:
         kept["model"].pop(name, None)
+    if not kept["lora"].get("rank"):
+        kept["lora"] = {}  # off, as in runs from before there was LoRA
     return kept

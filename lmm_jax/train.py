@@ -161,8 +161,9 @@ def make_parts(exp: Experiment) -> Parts:
     config, axes = exp.config, exp.axes
     model = exp.model(train=True)
     abstract = exp.placed_params(model)
-    selection = partition.select(abstract, config.train.learn)
+    selection = partition.select(abstract, exp.learned)
     learning, frozen = partition.split(abstract, selection)
+    learning = jax.tree.map(lambda x: x.update(dtype=jnp.float32), learning)
     transform, schedule = optim.make(config.optim, config.train.steps, learning)
     opt_state = jax.eval_shape(transform.init, learning)
     state = TrainState(
@@ -184,6 +185,7 @@ def initial_state(exp: Experiment, parts: Parts) -> tuple[TrainState, Any]:
 
     def make(params):
         learning, frozen = partition.split(params, parts.selection)
+        learning = jax.tree.map(lambda x: x.astype(jnp.float32), learning)
         step = jnp.zeros((), jnp.int32)
         return TrainState(step, learning, parts.transform.init(learning)), frozen
 
@@ -227,7 +229,7 @@ def train(config: ml_collections.ConfigDict) -> Path:
         print(table(plan), flush=True)
     experiment.prepare_data(exp)
     if chief:
-        runs.describe(exp, config, workdir)
+        runs.claim(config, workdir)
 
     source = pipeline.open_sources(exp.config.data)
     samples = exp.samples(plan)
@@ -245,6 +247,8 @@ def train(config: ml_collections.ConfigDict) -> Path:
         workdir, keep=exp.config.checkpoint.keep, every=exp.config.checkpoint.every
     )
     state, frozen, meta = _restore_or_init(exp, parts, checkpoints, batches)
+    if chief:  # not before: a start that failed must not shape the next one
+        runs.describe(exp, config, workdir)
     step, before = int(state.step), float(meta.get("seconds", 0.0))
     if chief:
         counts = [_count(tree) for tree in (state.learning, frozen)]

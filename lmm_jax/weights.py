@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from absl import logging
+from flax import traverse_util
 import jax
 
-from lmm_jax import hub, quantize, runs
+from lmm_jax import hub, partition, quantize, runs
 from lmm_jax.experiment import Experiment
 from lmm_jax.models import lmm
 
@@ -19,10 +20,11 @@ def initial(exp: Experiment, model: lmm.LMM) -> dict[str, Any]:
     Raises:
         ValueError, FileNotFoundError: a folder or run that does not fit; says why.
     """
-    init, abstract = exp.config.init, exp.placed_params(model)
+    init = exp.config.init
     if init.run:
-        return runs.load_params(exp, model, init.run)
+        return _completed(exp, model, runs.load_params(exp, model, init.run))
     found: dict[str, Any] = {}
+    abstract = exp.placed_params(model.clone(spec=exp.spec))  # no folder has adapters
     if init.load:
         elsewhere = [name for name in abstract if getattr(init, name, "")]
         found = hub.load(hub.Folder(init.load), exp.spec, abstract, without=elsewhere)
@@ -32,7 +34,7 @@ def initial(exp: Experiment, model: lmm.LMM) -> dict[str, Any]:
         found["language"] = _read(
             init.language, exp.spec.language, abstract["language"]
         )
-    return {**found, **_fresh(exp, model, abstract, set(abstract) - set(found))}
+    return _completed(exp, model, found)
 
 
 def source(exp: Experiment) -> str:
@@ -70,16 +72,16 @@ def _read(path: str, spec: Any, abstract: Any) -> dict[str, Any]:
     return hub.load(hub.Folder(path), spec, abstract)
 
 
-def _fresh(exp, model, abstract, names: set[str]) -> dict[str, Any]:
-    """Fresh values of some branches; the compiler leaves the others out."""
-    if not names:
-        return {}
-    wanted = {name: abstract[name] for name in names}
-    shardings = jax.tree.map(lambda x: x.sharding, wanted)
+def _completed(exp: Experiment, model: lmm.LMM, found: dict) -> dict[str, Any]:
+    """Adds fresh values of what was not found; the compiler leaves the others out."""
+    found = partition.flatten(found)
+    abstract = partition.flatten(exp.placed_params(model))
+    missing = {path: x.sharding for path, x in abstract.items() if path not in found}
 
     def make(key):
-        params = lmm.init(model, key)
-        return {name: params[name] for name in names}
+        params = partition.flatten(lmm.init(model, key))
+        return {path: params[path] for path in missing}
 
     key = jax.random.key(exp.config.train.seed)
-    return jax.jit(make, out_shardings=shardings)(key)
+    fresh = jax.jit(make, out_shardings=missing)(key) if missing else {}
+    return traverse_util.unflatten_dict({**found, **fresh}, sep="/")

@@ -29,10 +29,12 @@ def small_config(
     )
     c.data.sources = (dict(path=f"{pages}/train.json", images=str(pages)),)
     c.data.update(batch_size=8, seed=0, workers=0, threads=1, prefetch=1)
-    c.data.max_skipped = 3
+    c.data.update(max_skipped=3, group="none", parts=1)
     c.optim.update(lr=3e-3, weight_decay=0.1, clip=1.0)
     learn = ("vision", "connector", "language")
-    c.train.update(dict(steps=6, learn=learn, log_every=1, writers=("jsonl",)) | train)
+    c.train.update(
+        dict(steps=6, learn=learn, seed=0, log_every=1, writers=("jsonl",)) | train
+    )
     c.checkpoint = dict(every=3, keep=2)
     c.eval.update(
         tasks=("documents",),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 import math
 from typing import Any, Protocol
 
 import einops
 from flax import traverse_util
 import jax
+from jax.experimental import multihost_utils
 import numpy as np
+from tqdm import tqdm
 
 from lmm_jax.nn.params import Param
 
@@ -27,19 +29,26 @@ class Tensor(Protocol):
 
 
 def from_published(
-    tensors: Mapping[str, Tensor], rows: Sequence[Param], abstract: Tree
+    tensors: Mapping[str, Tensor],
+    rows: Sequence[Param],
+    abstract: Tree,
+    *,
+    cast: bool = True,
 ) -> dict[str, Any]:
     """Builds a parameter tree, reading no more than this process holds of it.
+
+    On a terminal it shows how far it is.
 
     Args:
         tensors: published name -> tensor in the published layout.
         rows: of the model.
         abstract: tree of shapes and dtypes (`jax.eval_shape` of init); rows it lacks are
             skipped.
+        cast: whether arrays on devices take the dtypes of `abstract`.
 
     Returns:
         Nested dict: arrays on their devices where `abstract` names a sharding, otherwise
-        NumPy arrays in the dtypes of `tensors`.
+        NumPy arrays; uncast and in NumPy, in the dtypes of `tensors`.
 
     Raises:
         ValueError: a tensor is missing or has another shape.
@@ -48,7 +57,10 @@ def from_published(
     found = [(row, shapes[row.path]) for row in rows if row.path in shapes]
     for row, leaf in found:
         _check(tensors, row, tuple(leaf.shape))
-    out = {row.path: _load(tensors, row, leaf) for row, leaf in found}
+    out = {
+        row.path: _load(tensors, row, leaf, cast)
+        for row, leaf in progress(found, "reading", "parameter")
+    }
     return traverse_util.unflatten_dict(out, sep="/")
 
 
@@ -58,15 +70,25 @@ def to_published(params: Tree, rows: Sequence[Param]) -> dict[str, np.ndarray]:
 
 
 def published(params: Tree, rows: Sequence[Param]) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields (name, tensor) one by one, so that no second copy of a model is needed."""
+    """Yields (name, tensor) one by one, so that no second copy of a model is needed.
+
+    Parameters spread over several processes are gathered, so all must consume it.
+    """
     flat = flatten(params)
     for row in rows:
         if row.path not in flat:
             continue
         value, pattern = flat[row.path], f"{_inner(row)} -> {row.layout}"
-        parts = value if row.axes.startswith("layers") else [value]
-        for key, part in zip(_keys(row, value.shape), parts):
-            yield key, np.ascontiguousarray(einops.rearrange(np.asarray(part), pattern))
+        stacked = row.axes.startswith("layers")
+        for layer, key in enumerate(_keys(row, value.shape)):
+            part = _host(value[layer] if stacked else value)
+            yield key, np.ascontiguousarray(einops.rearrange(part, pattern))
+
+
+def progress(items: Collection | Iterator, what: str, unit: str, total=None) -> Any:
+    """The same items, with a bar where process 0 has a terminal."""
+    hidden = True if jax.process_index() else None
+    return tqdm(items, desc=what, unit=unit, total=total, disable=hidden)
 
 
 def names(rows: Sequence[Param], abstract: Tree) -> set[str]:
@@ -130,7 +152,13 @@ def _check(tensors: Mapping[str, Tensor], row: Param, shape: tuple[int, ...]) ->
             )
 
 
-def _load(tensors: Mapping[str, Tensor], row: Param, leaf: Any) -> Any:
+def _host(value: Any) -> np.ndarray:
+    if getattr(value, "is_fully_addressable", True):
+        return np.asarray(value)
+    return multihost_utils.process_allgather(value, tiled=True)
+
+
+def _load(tensors: Mapping[str, Tensor], row: Param, leaf: Any, cast: bool) -> Any:
     shape = tuple(leaf.shape)
     sharding = getattr(leaf, "sharding", None)
     if sharding is None:
@@ -141,7 +169,8 @@ def _load(tensors: Mapping[str, Tensor], row: Param, leaf: Any) -> Any:
         whole = tuple(slice(*s.indices(n)) for s, n in zip(index, shape))
         known = tuple((s.start, s.stop) for s in whole)
         if known not in read:
-            read[known] = _read(tensors, row, shape, whole).astype(leaf.dtype)
+            value = _read(tensors, row, shape, whole)
+            read[known] = value.astype(leaf.dtype) if cast else value
         return read[known]
 
     return jax.make_array_from_callback(shape, sharding, part)

@@ -12,12 +12,13 @@ from collections.abc import Iterator, Sequence
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from absl import flags
 import grain
 import numpy as np
 
+from lmm_jax.data import grouping
 from lmm_jax.data.conversation import MARKER
 from lmm_jax.data.placement import SampleSpec, sample
 from lmm_jax.data.sources import (
@@ -63,6 +64,8 @@ class DataConfig:
         sources: the mixture; dictionaries of the same keys will do.
         batch_size: samples of a global batch, over all processes.
         seed: of the order.
+        group: "modality_length" makes batches of one modality; see `grouping`.
+        parts: of a grouped batch, each with its fair share of long samples.
         workers: processes that decode, 0 for none; a script that uses them needs an
             `if __name__ == "__main__"` guard.
         threads: in each of them.
@@ -73,6 +76,8 @@ class DataConfig:
     sources: tuple[SourceConfig, ...]
     batch_size: int
     seed: int = 0
+    group: Literal["none", "modality_length"] = "none"
+    parts: int = 1
     workers: int = 0
     threads: int = 4
     prefetch: int = 4
@@ -198,7 +203,7 @@ def train_batches(
     Raises:
         ValueError: the batch does not divide over the processes.
     """
-    order = source.order(config.seed)
+    order = _order(source, config)
     samples = order.map_with_index(_Sampler(source, order, spec))
     batches = _own_rows(samples, config.batch_size, process_index, process_count)
     stream = batches.to_iter_dataset(_read_options(config.threads, config.prefetch))
@@ -230,6 +235,12 @@ def prompts(
     asked = grain.MapDataset.source(rows).map(_Prompter(tuple(questions), spec))
     batches = _own_rows(asked, batch_size, process_index, process_count)
     return iter(batches.to_iter_dataset(_read_options(threads=4, prefetch=4)))
+
+
+def _order(source: Mixture, config: DataConfig) -> grain.MapDataset:
+    if config.group == "none":
+        return source.order(config.seed)
+    return grouping.order(source, config.batch_size, config.parts, config.seed)
 
 
 def _own_rows(

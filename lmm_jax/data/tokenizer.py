@@ -22,6 +22,7 @@ class Backend(Protocol):
     def decode(self, ids: list[int], skip_special: bool) -> str: ...
     def id(self, token: str) -> int | None: ...
     def size(self) -> int: ...
+    def extended(self, tokens: list[str]) -> Backend: ...
     def save(self, folder: Path) -> None: ...
 
 
@@ -111,7 +112,7 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids, added tokens included."""
+        """The highest id plus one, added tokens included."""
         return self.backend.size()
 
     def encode(self, text: str) -> tuple[list[int], Offsets]:
@@ -124,6 +125,16 @@ class Tokenizer:
     def decode(self, ids, *, skip_special: bool = True) -> str:
         """The text of a sequence of ids."""
         return self.backend.decode([int(i) for i in ids], skip_special)
+
+    def extended(self, token: str) -> tuple[Tokenizer, int]:
+        """This tokenizer with one more special token, and the id of that one.
+
+        A token that it has keeps its id. A `tokenizer.model` cannot be extended; there
+        the id is the next one, as `transformers` counts tokens beside such a file.
+        """
+        larger = dataclasses.replace(self, backend=self.backend.extended([token]))
+        found = larger.backend.id(token)
+        return larger, self.vocab_size if found is None else found
 
     def save(self, folder: str | Path) -> None:
         """Write files from which `load(folder)` gives this tokenizer again."""
@@ -158,7 +169,12 @@ class FastBackend:
         return self._tokenizer.token_to_id(token)
 
     def size(self) -> int:
-        return self._tokenizer.get_vocab_size()
+        return 1 + max(self._tokenizer.get_vocab().values())  # ids may have gaps
+
+    def extended(self, tokens: list[str]) -> FastBackend:
+        larger = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
+        larger.add_special_tokens(tokens)
+        return FastBackend(larger)
 
     def adds(self, token: str | None) -> bool:
         """Whether the file's own post-processing starts a sequence with `token`."""
@@ -220,6 +236,9 @@ class SentencePieceBackend:
 
     def size(self) -> int:
         return self._model.vocab_size()
+
+    def extended(self, tokens: list[str]) -> SentencePieceBackend:
+        return self
 
     def save(self, folder: Path) -> None:
         (folder / "tokenizer.model").write_bytes(self._proto)

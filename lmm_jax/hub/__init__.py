@@ -4,9 +4,11 @@
 `folder` reads and writes the files; `load` and `save` put the two together.
 """
 
+from lmm_jax.hub.adapter import save_adapter
 from lmm_jax.hub.folder import Folder, read_json
 from lmm_jax.hub.models import (
     branches,
+    image_token,
     language_spec,
     lmm_spec,
     load,
@@ -22,6 +24,7 @@ __all__ = [
     "Folder",
     "branches",
     "image_spec",
+    "image_token",
     "language_spec",
     "lmm_spec",
     "load",
@@ -30,5 +33,6 @@ __all__ = [
     "read_json",
     "read_spec",
     "save",
+    "save_adapter",
     "tower_spec",
 ]

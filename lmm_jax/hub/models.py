@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 import re
 from typing import Any
 
-from lmm_jax.checkpoint.params import Tensor, from_published, names, published
+from absl import logging
+import jax
+
+from lmm_jax.checkpoint.params import (
+    Tensor,
+    from_published,
+    names,
+    progress,
+    published,
+)
 from lmm_jax.hub import folder as folders
 from lmm_jax.hub.families import FAMILIES
 from lmm_jax.hub.fields import Fields
@@ -77,6 +87,8 @@ def load(
     abstract: Mapping[str, Any],
     *,
     without: Collection[str] = (),
+    cast: bool = True,
+    allow_unused: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The parameters of a folder.
 
@@ -86,6 +98,8 @@ def load(
             for which learned positions are interpolated.
         abstract: shapes, dtypes and, if they are to be placed, shardings.
         without: branches of `abstract` that come from elsewhere.
+        cast: see `from_published`.
+        allow_unused: patterns of tensors that may be left over.
 
     Raises:
         ValueError: tensors are missing, left over, or of another shape.
@@ -99,17 +113,53 @@ def load(
         stored = _tower(read_spec(folder.config, folder.path))
         tensors = at_size(tensors, rows, stored, tower)
     wanted = {name: x for name, x in abstract.items() if name not in without}
-    params = from_published(tensors, rows, wanted)
     # A tied head may be stored all the same.
-    excused = re.compile("|".join((*family.IGNORED, r"(^|\.)lm_head\.weight$")))
-    left = sorted(set(tensors) - names(rows, abstract))
-    left = [name for name in left if not excused.search(name)]
-    if left:
+    excused = _any_of((*family.IGNORED, r"(^|\.)lm_head\.weight$"))
+    missing = names(rows, wanted) - set(tensors)
+    left = set(tensors) - names(rows, abstract)
+    unused = {name for name in left if not excused.search(name)}
+    may_be_left = _any_of(allow_unused)
+    allowed = {name for name in unused if may_be_left.search(name)}
+    if allowed:
+        logging.warning("%s: not used: %s", folder.path, _listed(allowed))
+    if missing or unused - allowed:
+        raise ValueError(_misfit(folder, missing, unused - allowed))
+    return from_published(tensors, rows, wanted, cast=cast)
+
+
+def _any_of(patterns: Sequence[str]) -> re.Pattern[str]:
+    try:
+        return re.compile("|".join(f"(?:{p})" for p in patterns) or r"(?!)")
+    except re.error as error:
         raise ValueError(
-            f"{folder.path} has {len(left)} tensors that {_kind(folder.config)} "
-            f"has no use for, {left[0]!r} among them: is config.json of this model?"
+            f"pattern {error.pattern!r} is not a regex: {error}"
+        ) from error
+
+
+def _misfit(folder: Folder, missing: set[str], unused: set[str]) -> str:
+    lines = [
+        f"{folder.path} does not hold the {_kind(folder.config)} of its config.json:"
+    ]
+    if missing:
+        lines.append(f"  it lacks {_listed(missing)}")
+        lines.append("  (a part in a folder of its own: init.vision, init.language)")
+    if unused:
+        lines.append(f"  it has no use for {_listed(unused)}")
+        lines.append(
+            "  (lmm_jax.convert can leave tensors out: --allow_unused=PATTERN)"
         )
-    return params
+    return "\n".join(lines)
+
+
+def _listed(keys: set[str], shown: int = 8) -> str:
+    found = sorted(keys)
+    more = f", and {len(found) - shown} more" if len(found) > shown else ""
+    return f"{len(found)} tensors: {', '.join(found[:shown])}{more}"
+
+
+def image_token(kind: str) -> str | None:
+    """The text that marks an image in a layout whose tokenizers may lack it."""
+    return getattr(FAMILIES.get(kind), "IMAGE_TOKEN", None)
 
 
 def branches(spec: LMMSpec) -> set[str]:
@@ -118,8 +168,12 @@ def branches(spec: LMMSpec) -> set[str]:
 
 
 def model_config(spec: Spec, kind: str) -> dict[str, Any]:
-    """A `config.json` from which `read_spec` gives `spec` again."""
-    return FAMILIES[kind].config(spec)
+    """A `config.json` from which `read_spec` gives `spec` again.
+
+    Raises:
+        ValueError: nobody writes this kind, or it has no place for this model.
+    """
+    return _writer(kind).config(spec)
 
 
 def save(
@@ -143,12 +197,23 @@ def save(
     Raises:
         ValueError: the folder already holds a model, or nobody writes this kind.
     """
+    family = _writer(kind)
+    rows = family.rows(spec)
+    tensors = progress(
+        published(params, rows), "writing", "tensor", len(names(rows, params))
+    )
+    tensors = joined(tensors, fused_of(family, spec))
+    fields = {**family.config(spec), **(config or {})}
+    if jax.process_index():  # it takes part in gathering; process 0 writes
+        collections.deque(tensors, maxlen=0)
+        return Path(path)
+    return folders.write(path, fields, tensors, shard_bytes=shard_bytes)
+
+
+def _writer(kind: str) -> Any:
     if kind not in FAMILIES:
         raise ValueError(f"kind={kind!r}: use one of {', '.join(sorted(FAMILIES))}.")
-    family = FAMILIES[kind]
-    tensors = joined(published(params, family.rows(spec)), fused_of(family, spec))
-    fields = {**family.config(spec), **(config or {})}
-    return folders.write(path, fields, tensors, shard_bytes=shard_bytes)
+    return FAMILIES[kind]
 
 
 def _tower(spec: Spec) -> VisionSpec | None:

@@ -229,9 +229,32 @@ VISION = {
     "tiny-vit": VisionSpec(16, 4, vit_block(32, 2, 64, "quick_gelu"), depth=3, run=2),
 }
 
+PHI_2 = BlockSpec(
+    width=2560,
+    heads=32,
+    kv_heads=32,
+    head_dim=80,
+    hidden=10_240,
+    norm="layer",
+    activation="gelu_tanh",
+    gated=False,
+    bias="all",
+    rope=RopeSpec(fraction=0.4),
+    parallel=True,
+)
 LANGUAGE = {
     "vicuna-7b": LanguageSpec(32_000, llama_block(4096, 32, 11_008), 32),
     "vicuna-13b": LanguageSpec(32_000, llama_block(5120, 40, 13_824), 40),
+    "llama-3-8b": LanguageSpec(
+        128_256, llama_block(4096, 32, 14_336, kv_heads=8, base=500_000.0), 32
+    ),
+    "phi-2": LanguageSpec(51_200, PHI_2, 32, head_bias=True, kind="phi"),
+    "phi-3-mini": LanguageSpec(
+        32_064,
+        dataclasses.replace(llama_block(3072, 32, 8192), window=2047),
+        32,
+        kind="phi3",
+    ),
     "quickstart-lm": LanguageSpec(512, llama_block(96, 4, 256), 6, tied=True),
     "tiny-lm": LanguageSpec(128, llama_block(48, 4, 96, kv_heads=2), 6),
 }

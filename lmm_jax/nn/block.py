@@ -16,6 +16,7 @@ import jax
 from lmm_jax.depth import Keys, StackGeometry
 from lmm_jax.nn.attention import Sight, attention
 from lmm_jax.nn.linear import Linear
+from lmm_jax.nn.lora import Lora, LoraLinear
 from lmm_jax.nn.norm import LayerNorm, RMSNorm
 from lmm_jax.nn.params import Param
 from lmm_jax.nn.rope import RopeSpec, Rotation, rotate
@@ -28,6 +29,8 @@ ACTIVATIONS = {
     "gelu_tanh": lambda x: nn.gelu(x, approximate=True),
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
 }
+# How published keys end where it is not "weight"; the adapters' as in PEFT.
+_ENDS = {"bias": "bias", "lora_a": "lora_A.weight", "lora_b": "lora_B.weight"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +48,7 @@ class BlockSpec:
         rope: rotary embedding; None where positions are learned.
         causal: no key later than the query is visible.
         parallel: attention and MLP read the same normalised input (Phi-2).
+        lora: adapters beside some of the projections.
         dtype: compute dtype; parameters are float32 unless `param_dtype` says otherwise.
     """
 
@@ -63,6 +67,7 @@ class BlockSpec:
     rope: RopeSpec | None = RopeSpec()  # noqa: RUF009 (frozen)
     causal: bool = True
     parallel: bool = False
+    lora: Lora | None = None
     dtype: str = "float32"
     param_dtype: str = "float32"
 
@@ -92,8 +97,7 @@ def params(spec: BlockSpec, layer: str, names: Mapping[str, str]) -> tuple[Param
     rows = []
 
     def add(name: str, leaf: str, axes: str, layout: str) -> None:
-        end = "bias" if leaf == "bias" else "weight"
-        key = f"{layer}{names[name]}.{end}"
+        key = f"{layer}{names[name]}.{_ENDS.get(leaf, 'weight')}"
         rows.append(Param(f"layers/{name}/{leaf}", f"layers {axes}", key, layout))
 
     def norm(name: str) -> None:
@@ -105,6 +109,9 @@ def params(spec: BlockSpec, layer: str, names: Mapping[str, str]) -> tuple[Param
         add(name, "kernel", f"{into} {out}", f"{one[out]} {one[into]}")
         if biased:
             add(name, "bias", out, one[out])
+        if spec.lora and name in spec.lora.names:
+            add(name, "lora_a", f"{into} lora", f"lora {one[into]}")
+            add(name, "lora_b", f"lora {out}", f"{one[out]} lora")
 
     norm("attn_norm")
     if not spec.parallel:
@@ -133,16 +140,17 @@ class Block(nn.Module):
             self.mlp_norm = norm(s.norm_eps)
         qkv, biased = s.bias != "none", s.bias == "all"
         width, heads = (s.width,), (s.heads, s.head_dim)
-        self.q = self._linear(width, heads, qkv)
-        self.k = self._linear(width, (s.kv_heads, s.head_dim), qkv)
-        self.v = self._linear(width, (s.kv_heads, s.head_dim), qkv)
-        self.o = self._linear(heads, width, biased)
+        kv_heads = (s.kv_heads, s.head_dim)
+        self.q = self._linear("q", width, heads, qkv)
+        self.k = self._linear("k", width, kv_heads, qkv)
+        self.v = self._linear("v", width, kv_heads, qkv)
+        self.o = self._linear("o", heads, width, biased)
         if s.qk_norm:
             self.q_norm, self.k_norm = RMSNorm(s.norm_eps), RMSNorm(s.norm_eps)
         if s.gated:
-            self.gate = self._linear(width, (s.hidden,), biased)
-        self.up = self._linear(width, (s.hidden,), biased)
-        self.down = self._linear((s.hidden,), width, biased)
+            self.gate = self._linear("gate", width, (s.hidden,), biased)
+        self.up = self._linear("up", width, (s.hidden,), biased)
+        self.down = self._linear("down", (s.hidden,), width, biased)
 
     def __call__(
         self,
@@ -194,5 +202,9 @@ class Block(nn.Module):
             return self.down(act(self.gate(y)) * self.up(y))
         return self.down(act(self.up(y)))
 
-    def _linear(self, inputs, outputs, use_bias: bool) -> Linear:
-        return Linear(inputs, outputs, use_bias, self.spec.dtype, self.spec.param_dtype)
+    def _linear(self, name: str, inputs, outputs, use_bias: bool) -> Linear:
+        s = self.spec
+        arguments = (inputs, outputs, use_bias, s.dtype, s.param_dtype)
+        if s.lora and name in s.lora.names:
+            return LoraLinear(*arguments, s.lora)
+        return Linear(*arguments)

@@ -7,6 +7,7 @@ H head width, M slots of the tail.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+import functools
 from typing import Any, Literal
 
 from flax import linen as nn
@@ -21,6 +22,7 @@ from lmm_jax.depth.planner import Cut, Feed, Layer, Mode, Scan, Step
 from lmm_jax.depth.reduce import reduce_span
 from lmm_jax.nn.attention import Sight, observe, sight
 from lmm_jax.nn.block import Block, BlockSpec
+from lmm_jax.nn.lora import NOISE
 from lmm_jax.nn.rope import Rotation, rotation
 
 Array = jax.Array
@@ -59,9 +61,7 @@ class Cache:
     tail: Keys  # [L, B, M, K, H]
     start: Array  # int32 [B]; position of the first decoded token
     step: Array  # int32 []; decoded tokens so far
-    shift: Array | None = (
-        None  # int32 [B]; coordinates minus position of decoded tokens
-    )
+    shift: Array | None = None  # int32 [B]; coordinates minus position
 
 
 class LayerStack(nn.Module):
@@ -219,16 +219,18 @@ class LayerStack(nn.Module):
             for rows in fed:
                 hidden = _add(hidden, rows, state.layout.slice("visual"))
             kept = []
-            for layer in layers:
+            for layer, rngs in layers:
                 hidden = self.constrain(hidden)
-                hidden, keys = block.apply({"params": layer}, hidden, angles, own)
+                hidden, keys = block.apply(
+                    {"params": layer}, hidden, angles, own, rngs=rngs
+                )
                 kept.append(keys)
             return hidden, tuple(kept) if collect else ()
 
         # One stack for each layer of the period and not a reshaped one, of which XLA on
         # CPU makes a copy, also where the period is 1.
         layers = tuple(
-            self._rows(slice(step.start + i, step.stop, step.period), step.learns)
+            self._rows(slice(step.start + i, step.stop, step.period), step, ctx)
             for i in range(step.period)
         )
         fed = tuple(ctx.aligned[f.source][f.start : f.stop] for f in step.feeds)
@@ -249,16 +251,18 @@ class LayerStack(nn.Module):
     def _layer(self, state, step: Layer, ctx, ops, mode):
         """One layer alone: its attention is shown, and it may be cut half-way."""
         block = Block(self.spec, parent=None)
-        rows = self._rows(slice(step.start, step.stop), step.learns)
-        layer = rows[0] if self._apart else jax.tree.map(lambda p: p[0], rows)
+        rows = self._rows(slice(step.start, step.stop), step, ctx)
+        layer, rngs = rows[0] if self._apart else jax.tree.map(lambda p: p[0], rows)
         angles, own = self._rotation(state.place), self._sight(state.place, state.place)
         hidden = self.constrain(_fed(state, ctx, step.feeds).hidden)
 
         def attend(layer, hidden):
-            return block.apply({"params": layer}, hidden, angles, own, method="attend")
+            return block.apply(
+                {"params": layer}, hidden, angles, own, rngs=rngs, method="attend"
+            )
 
         def feed(layer, hidden):
-            return block.apply({"params": layer}, hidden, method="feed")
+            return block.apply({"params": layer}, hidden, rngs=rngs, method="feed")
 
         hidden, keys, q = self._rematted(attend)(layer, hidden)
         seen = observe(q, keys, own, state, step.observe)
@@ -283,12 +287,17 @@ class LayerStack(nn.Module):
     def _apart(self) -> bool:
         return isinstance(self.layers, tuple)
 
-    def _rows(self, rows: slice, learns: bool = True):
+    def _rows(self, rows: slice, step: Scan | Layer, ctx: Context):
+        """Parameters of some layers of a step, and the keys of what is random in them."""
         if self._apart:
-            return self.layers[rows]
+            return [(layer, {}) for layer in self.layers[rows]]
         layers = jax.tree.map(lambda p: p[rows], self.layers)
         # A mask inside a shared scan would compute all weight gradients and drop them.
-        return layers if learns else jax.lax.stop_gradient(layers)
+        layers = layers if step.learns else jax.lax.stop_gradient(layers)
+        if ctx.rng is None or not self.spec.lora:
+            return layers, {}
+        keys = jax.vmap(functools.partial(jax.random.fold_in, ctx.rng))
+        return layers, {NOISE: keys(jnp.arange(self.depth)[rows])}
 
     def _unroll(self, bodies: int) -> int:
         return bodies if self.unroll == 0 else min(self.unroll, bodies)

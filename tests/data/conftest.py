@@ -47,23 +47,41 @@ def characters() -> Tokenizer:
 @pytest.fixture(scope="session")
 def phi(tmp_path_factory) -> Tokenizer:
     """Byte-level BPE without BOS, one token for bos, eos and unk: like Phi-2's."""
+    post = tokenizers.processors.ByteLevel(trim_offsets=True)
+    end = {"content": "<|endoftext|>", "lstrip": False}
+    names = {"bos_token": end, "eos_token": end, "unk_token": "<|endoftext|>"}
+    return byte_level(tmp_path_factory.mktemp("phi"), post, names)
+
+
+@pytest.fixture(scope="session")
+def llama_3(tmp_path_factory) -> Tokenizer:
+    """Byte-level BPE with BOS and no unk: like Llama-3's."""
+    begin = "<|begin_of_text|>"
+    post = tokenizers.processors.TemplateProcessing(
+        single=f"{begin} $A", special_tokens=[(begin, MARKS.index(begin))]
+    )
+    names = {"bos_token": begin, "eos_token": "<|end_of_text|>"}
+    return byte_level(tmp_path_factory.mktemp("llama_3"), post, names)
+
+
+MARKS = ["<|endoftext|>", "<|eot_id|>", "<|im_start|>", "<|im_end|>"]
+MARKS += ["<|start_header_id|>", "<|end_header_id|>", "</s>"]
+MARKS += ["<|begin_of_text|>", "<|end_of_text|>"]
+
+
+def byte_level(folder: Path, post, names: dict) -> Tokenizer:
     model = tokenizers.Tokenizer(tokenizers.models.BPE())
     model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     model.decoder = tokenizers.decoders.ByteLevel()
-    model.post_processor = tokenizers.processors.ByteLevel(trim_offsets=True)
-    marks = ["<|endoftext|>", "<|eot_id|>", "<|im_start|>", "<|im_end|>"]
-    marks += ["<|start_header_id|>", "<|end_header_id|>", "</s>"]
+    model.post_processor = post
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=340,
-        special_tokens=marks,
+        special_tokens=MARKS,
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     model.train_from_iterator(CORPUS, trainer)
-    folder = tmp_path_factory.mktemp("phi")
     model.save(str(folder / "tokenizer.json"))
-    end = {"content": "<|endoftext|>", "lstrip": False}
-    names = {"bos_token": end, "eos_token": end, "unk_token": "<|endoftext|>"}
     (folder / "special_tokens_map.json").write_text(json.dumps(names))
     return Tokenizer.load(folder)
 

@@ -199,8 +199,13 @@ def test_template_must_fit_the_tokenizer(characters):
         find_template("vicuna")
 
 
-def counting_rule(said, tokenizer: Tokenizer) -> np.ndarray:
-    """LLaVA's own mask for `vicuna_v1`: re-tokenised prefixes and arithmetic."""
+def counting_rule(said, tokenizer: Tokenizer, end: str) -> np.ndarray:
+    """The own mask of LLaVA and Bunny: re-tokenised prefixes and arithmetic.
+
+    A round that is tokenised alone lacks its end mark and may have a BOS too many; the
+    space before an answer is a piece of its own only while the answer is missing.
+    """
+    bos = [tokenizer.bos_id] if tokenizer.adds_bos else []
 
     def tok(text: str) -> list[int]:
         """Image-aware: a marker counts as one."""
@@ -208,17 +213,17 @@ def counting_rule(said, tokenizer: Tokenizer) -> np.ndarray:
         joined = chunks[0]
         for chunk in chunks[1:]:
             joined = [*joined, -200, *chunk]
-        return [tokenizer.bos_id, *joined]
+        return [*bos, *joined]
 
     whole = VICUNA + " "
     for i, text in enumerate(said):
-        whole += f" ASSISTANT: {text}</s>" if i % 2 else f"USER: {text}"
+        whole += f" ASSISTANT: {text}{end}" if i % 2 else f"USER: {text}"
     ids = tok(whole)
-    mask, cur = np.zeros(len(ids)), 1
-    for turn in filter(None, whole.split("</s>")):
+    mask, cur = np.zeros(len(ids)), len(bos)
+    for turn in filter(None, whole.split(end)):
         before, _ = turn.split(" ASSISTANT: ")
-        size = len(tok(turn))
-        skip = len(tok(before + " ASSISTANT: ")) - 2
+        size = len(tok(turn)) - len(bos) + 1
+        skip = len(tok(before + " ASSISTANT: ")) - len(bos) - 1
         mask[cur + skip : cur + size] = 1
         cur += size
     assert cur == len(ids)
@@ -233,9 +238,26 @@ def counting_rule(said, tokenizer: Tokenizer) -> np.ndarray:
         ("<image>\nWho?", "A", "What?", "the mat", "And naïve?", "12"),
     ],
 )
-def test_equals_the_counting_rule(said, llama):
-    encoded = encode(turns(*said), TEMPLATES["vicuna_v1"], llama)
-    assert np.array_equal(encoded.loss_mask, counting_rule(said, llama))
+@pytest.mark.parametrize(
+    ("name", "tokenizer"),
+    [("vicuna_v1", "llama"), ("bunny", "phi"), ("bunny_llama_3", "llama_3")],
+)
+def test_equals_the_counting_rule(said, name, tokenizer, request):
+    template, tokenizer = TEMPLATES[name], request.getfixturevalue(tokenizer)
+    encoded = encode(turns(*said), template, tokenizer)
+    rule = counting_rule(said, tokenizer, template.end)
+    assert np.array_equal(encoded.loss_mask, rule)
+
+
+def test_captions_supervise_all_but_bos_and_picture(llama, phi, llama_3):
+    """LLaVA's and Bunny's `plain`: the tokens of the marker alone are ignored."""
+    for tokenizer in (llama, phi, llama_3):
+        said = turns("<image>\nDescribe it.", "A red cat")
+        encoded = encode(said, TEMPLATES["plain"], tokenizer)
+        wanted = np.ones(len(encoded.tokens))
+        wanted[: int(tokenizer.adds_bos)] = 0
+        np.testing.assert_array_equal(encoded.loss_mask, wanted)
+        assert tokenizer.eos_id not in encoded.tokens[1:]
 
 
 # No markers of any kind: those change what is text.
@@ -244,10 +266,10 @@ WORDS = st.text(st.characters(codec="utf-8", exclude_characters="<"), max_size=1
 
 @settings(max_examples=60, deadline=None)
 @given(said=st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=3), data=st.data())
-def test_supervised_text_is_the_answers(said, data, phi, llama):
-    name, tokenizer = data.draw(
-        st.sampled_from([("bunny", phi), ("chatml", phi), ("vicuna_v1", llama)])
-    )
+def test_supervised_text_is_the_answers(said, data, phi, llama, llama_3):
+    pairs = [("bunny", phi), ("chatml", phi), ("vicuna_v1", llama)]
+    pairs += [("bunny_llama_3", llama_3), ("llava_llama_3", llama_3)]
+    name, tokenizer = data.draw(st.sampled_from(pairs))
     template = TEMPLATES[name]
     flat = [text for pair in said for text in pair]
     encoded = encode(turns(*flat), template, tokenizer)

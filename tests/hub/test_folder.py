@@ -108,8 +108,8 @@ def edit(folder, **fields) -> None:
             "does not know .* mrope_section",
         ),
         ({"hidden_size": 24}, "of a model of another size"),
-        ({"num_hidden_layers": 4}, "needs 'model.layers.3"),
-        ({"num_hidden_layers": 2}, "9 tensors that llama has no use for"),
+        ({"num_hidden_layers": 4}, r"lacks 9 tensors: model\.layers\.3.*and 1 more"),
+        ({"num_hidden_layers": 2}, r"no use for 9 tensors: model\.layers\.2"),
     ],
 )
 def test_a_config_that_we_cannot_compute(folder, fields, says):
@@ -158,7 +158,8 @@ def test_tensors_of_another_model(folder, tmp_path):
     edit(phi, **fields, head_dim=None, rms_norm_eps=None)
     source = hub.Folder(phi)
     spec = hub.read_spec(source.config, source.path)
-    with pytest.raises(ValueError, match="the checkpoint lacks"):
+    says = r"(?s)not hold the phi .*lacks \d+ tensors: .*no use for \d+ tensors: "
+    with pytest.raises(ValueError, match=says):
         hub.load(source, spec, abstract(spec))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 import jax
 import jax.numpy as jnp
@@ -87,6 +87,8 @@ def qwen3(draw):
 def phi(draw):
     fields = {**draw(sizes()), "tie_word_embeddings": False}
     fraction = draw(st.sampled_from([0.25, 0.5, 1.0]))
+    rotated = fields["hidden_size"] / fields["num_attention_heads"] * fraction
+    assume(rotated % 2 == 0)  # pairs of numbers turn
     return transformers.PhiConfig(**fields, partial_rotary_factor=fraction)
 
 
@@ -100,18 +102,24 @@ TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 FAMILIES = {f.__name__: f for f in (llama, mistral, qwen2, qwen3, phi, phi3)}
 
 
-def random_model(config, folder: Path):
-    """A model of that size with weights that matter, saved."""
+DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
+
+
+def random_model(config, folder: Path, dtype: torch.dtype):
+    """A model of that size with weights that matter, saved in a dtype; in float32."""
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(
-        config, attn_implementation="eager"
-    )
+    auto = transformers.AutoModelForCausalLM
+    model = auto.from_config(config)
     with torch.no_grad():
         for name, p in model.named_parameters():
             scale = 0.3 if p.ndim > 1 else 0.1
             p.copy_(torch.randn_like(p) * scale + ("norm" in name and "weight" in name))
-    model.save_pretrained(folder)
-    return model.eval()
+    model.to(dtype).save_pretrained(folder)
+    # Opened anew, since casting it back would keep rounded rotary frequencies.
+    again = auto.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    )
+    return again.eval()
 
 
 def abstract(spec: LanguageSpec):
@@ -148,12 +156,20 @@ def _state(hidden, valid) -> TokenState:
 
 
 def forward(spec: LanguageSpec, params, tokens, valid):
-    """Last hidden state, normalised, and logits."""
+    """Hidden states of every layer as `transformers` counts them, and logits.
+
+    The first is the embedding, the last is normalised.
+    """
 
     def everything(module):
         state = _state(module.embed(jnp.asarray(tokens)), jnp.asarray(valid))
-        out = module.stack.run(state, _steps(spec), Context()).state.hidden
-        return module.norm(out), module.logits(out)
+        states = [state.hidden]
+        for layer in range(spec.depth):
+            step = Scan(layer, layer + 1)
+            state = module.stack.run(state, (step,), Context()).state
+            states.append(state.hidden)
+        last = states.pop()
+        return [*states, module.norm(last)], module.logits(last)
 
     return Decoder(spec).apply({"params": params}, method=everything)
 
@@ -161,10 +177,10 @@ def forward(spec: LanguageSpec, params, tokens, valid):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_equals_transformers(family, tmp_path_factory):
     @FEW
-    @given(config=FAMILIES[family]())
-    def check(config):
+    @given(config=FAMILIES[family](), dtype=DTYPES)
+    def check(config, dtype):
         folder = tmp_path_factory.mktemp(family)
-        model = random_model(config, folder)
+        model = random_model(config, folder, dtype)
         opened = hub.Folder(folder)
         spec = hub.read_spec(opened.config, opened.path)
         params = hub.load(opened, spec, abstract(spec))
@@ -180,15 +196,20 @@ def test_equals_transformers(family, tmp_path_factory):
                 position_ids=torch.tensor(np.maximum(valid.cumsum(1) - 1, 0)),
                 output_hidden_states=True,
             )
-        hidden, logits = forward(spec, params, tokens, valid)
-        close(hidden, out.hidden_states[-1], valid)  # both after the final norm
+        states, logits = forward(spec, params, tokens, valid)
+        for ours, theirs in zip(states, out.hidden_states, strict=True):
+            close(ours, theirs, valid)
         close(logits, out.logits, valid)
 
         ids = {name: config.to_dict()[name] for name in TOKEN_IDS}
         saved = hub.save(folder / "back", spec, params, kind=spec.kind, config=ids)
-        again = transformers.AutoModelForCausalLM.from_pretrained(saved)
-        ours, theirs = again.state_dict(), model.state_dict()
+        ours, theirs = (
+            transformers.AutoModelForCausalLM.from_pretrained(path, dtype="auto")
+            for path in (saved, folder)
+        )
+        ours, theirs = ours.state_dict(), theirs.state_dict()
         assert ours.keys() == theirs.keys()
+        assert all(ours[name].dtype == dtype for name in ours)
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
     check()

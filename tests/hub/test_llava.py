@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -42,8 +44,12 @@ LANGUAGES = {
     "llama": transformers.LlamaConfig,
     "qwen2": transformers.Qwen2Config,
     "phi3": transformers.Phi3Config,
+    "phi": transformers.PhiConfig,
+    "mistral": functools.partial(transformers.MistralConfig, sliding_window=9),
+    "qwen3": functools.partial(transformers.Qwen3Config, head_dim=10),
 }
 PAIRS = [("clip", "llama"), ("siglip", "qwen2"), ("clip", "phi3")]
+MORE = [("siglip", "phi"), ("clip", "mistral"), ("siglip", "qwen3")]
 IMAGE_TOKEN, PATCHES, NEW = 64, 9, 32
 LENGTHS = (5, 9, 2, 7)  # of the text, BOS included
 
@@ -124,6 +130,7 @@ def test_image_features_and_logits(folder):
         np.testing.assert_allclose(mine, right, rtol=0, atol=bound)
 
 
+@pytest.mark.parametrize("folder", PAIRS + MORE, indirect=True, ids="-".join)
 def test_greedy_generation_of_unequal_prompts(folder):
     path, theirs = folder
     model, params, batch = ours(path)

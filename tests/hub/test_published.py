@@ -15,7 +15,7 @@ from lmm_jax.depth import make_plan
 from lmm_jax.depth.cost import cost
 from lmm_jax.hub.families import FAMILIES
 from lmm_jax.hub.fields import Fields
-from lmm_jax.models import lmm
+from lmm_jax.models import lmm, specs
 from lmm_jax.models.specs import LMMSpec
 from tests.hub import test_language, test_vision
 
@@ -286,6 +286,14 @@ def test_bunny_with_three_scales():
     assert lmm.abstract_batch(model, 1)["images"].shape[3:5] == (1152, 1152)
     plain = dataclasses.replace(sizes, passes=1)
     assert cost(model.plan).vision == 14 * cost(make_plan(plain, ())).vision
+
+
+@pytest.mark.parametrize(
+    "name", ["vicuna-7b", "vicuna-13b", "llama-3-8b", "phi-2", "phi-3-mini-4k"]
+)
+def test_named_sizes_are_those_of_the_config(name):
+    fields, _ = LANGUAGE[name]
+    assert specs.named("language", name.removesuffix("-4k")) == read(fields)
 
 
 @pytest.mark.parametrize("name", VISION)

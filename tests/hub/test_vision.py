@@ -15,7 +15,7 @@ import transformers
 from lmm_jax import hub
 from lmm_jax.depth.planner import Scan
 from lmm_jax.models.vit import VisionTransformer
-from tests.hub.test_language import FEW
+from tests.hub.test_language import DTYPES, FEW
 
 
 @st.composite
@@ -50,12 +50,13 @@ def scramble(model):
 @pytest.mark.parametrize("tower", TOWERS)
 def test_features_of_every_layer_equal_transformers(tower, tmp_path_factory):
     @FEW
-    @given(fields=sizes())
-    def check(fields):
+    @given(fields=sizes(), dtype=DTYPES)
+    def check(fields, dtype):
         make_config, make_model = TOWERS[tower]
         folder = tmp_path_factory.mktemp(tower)
         model = scramble(make_model(make_config(**fields)))
-        model.save_pretrained(folder)
+        model.to(dtype).save_pretrained(folder)
+        model.float()
         opened = hub.Folder(folder)
         spec = hub.read_spec(opened.config, opened.path)
         params = hub.load(opened, spec, abstract(spec))
@@ -72,11 +73,12 @@ def test_features_of_every_layer_equal_transformers(tower, tmp_path_factory):
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=bound)
 
         saved = hub.save(folder / "back", spec, params, kind=spec.kind)
-        again, whole = hub.Folder(saved), model.state_dict()
+        again, whole = hub.Folder(saved), model.to(dtype).state_dict()
         written = {name.removeprefix("vision_model."): again[name] for name in again}
         for name, tensor in written.items():
-            theirs = whole[name.removeprefix("vision_model.")].numpy()
-            np.testing.assert_array_equal(np.asarray(tensor[:]), theirs)
+            theirs = whole[name.removeprefix("vision_model.")].float().numpy()
+            np.testing.assert_array_equal(tensor[:].astype(np.float32), theirs)
+            assert str(tensor[:].dtype) == str(dtype).removeprefix("torch.")
         assert {n for n in whole if not n.startswith("head.")} == set(written)
         make_model.from_pretrained(saved)
 

@@ -31,9 +31,10 @@ def on_mesh(config, mesh: str) -> experiment.Experiment:
     return experiment.build(config, tuple(jax.devices()[: math.prod(sizes)]))
 
 
-def step(tmp_path, mesh: str, strategy: str = "deepstack", **changes):
+def step(tmp_path, mesh: str, strategy: str = "deepstack", rank: int = 0, **changes):
     """One update on a mesh: (parameters before, after, scalars), on the host."""
     config = small_config(tmp_path, strategy, **changes)
+    config.lora.rank = rank
     config.optim.clip = None
     config.optim.lr = 1.0
     config.optim.eps = (
@@ -60,6 +61,16 @@ def test_same_loss_and_gradients_as_one_device(mesh, strategy, tmp_path):
     np.testing.assert_allclose(others["loss"], scalars["loss"], rtol=1e-5)
     np.testing.assert_allclose(others["grad_norm"], scalars["grad_norm"], rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), many, one)
+
+
+def test_adapters_and_their_dropout_too(tmp_path):
+    learn = ("connector",)
+    _, one, scalars = step(tmp_path, "one", "llava", rank=4, learn=learn)
+    before, many, others = step(tmp_path, "fsdp x tensor", "llava", rank=4, learn=learn)
+    np.testing.assert_allclose(others["loss"], scalars["loss"], rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), many, one)
+    q = [p["language"]["stack"]["layers"]["q"]["lora_b"] for p in (before, many)]
+    assert not q[0].any() and np.abs(q[1]).max() > 1e-4
 
 
 def test_accumulation_is_exact_with_unequal_token_counts(tmp_path):

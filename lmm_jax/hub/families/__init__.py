@@ -5,6 +5,7 @@ IGNORED    patterns of keys that it does not need
 ALIASES    (pattern, replacement): other spellings of its keys (optional)
 read       fields -> spec
 rows       spec -> parameter rows in its keys
+IMAGE_TOKEN  text that marks an image, where tokenizers may lack it (optional)
 fused      spec -> tensors that are stored as one (optional)
 config     spec -> `config.json`
 """

@@ -13,6 +13,7 @@ from lmm_jax.models.specs import LMMSpec
 from lmm_jax.nn.params import Param
 
 KINDS = {"llava": ("LlavaForConditionalGeneration",)}
+IMAGE_TOKEN = "<image>"
 IGNORED = (*llama.IGNORED, r"\.position_ids$", r"^vision_tower\.vision_model\.head\.")
 ALIASES = (
     # In memory since transformers 4.52, and on disk in between.
@@ -46,6 +47,9 @@ def read(f: Fields) -> LMMSpec:
     inner = f.inner("text_config")
     language = LANGUAGES[inner.only("model_type", *LANGUAGES)].read(inner)
     inner.done()
+    # The head has no bias here, whatever the language model has on its own (Phi-2).
+    bias = f.take("lm_head_bias", False)
+    language = dataclasses.replace(language, head_bias=bias)
     layer = f.take("vision_feature_layer", -2)
     if not isinstance(layer, int):
         raise ValueError(
@@ -96,7 +100,8 @@ def config(spec: LMMSpec) -> dict[str, Any]:
     """A `config.json` from which `read` gives `spec` again.
 
     The image token is the last but one id, the padding token the last, as in the
-    published checkpoints, whose vocabulary was extended for them.
+    published checkpoints, whose vocabulary was extended for them. `lm_head_bias` is ours:
+    `transformers` has no such model.
 
     Raises:
         ValueError: the layout has no place for this model.
@@ -120,6 +125,7 @@ def config(spec: LMMSpec) -> dict[str, Any]:
         "pad_token_id": w.vocab - 1,
         "image_seq_length": v.patches,
         "tie_word_embeddings": w.tied,
+        **({"lm_head_bias": True} if w.head_bias else {}),
     }
 
 

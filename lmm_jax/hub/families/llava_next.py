@@ -13,6 +13,7 @@ from lmm_jax.nn.params import Param
 from lmm_jax.strategies import anyres
 
 KINDS = {"llava_next": ("LlavaNextForConditionalGeneration",)}
+IMAGE_TOKEN = llava.IMAGE_TOKEN
 IGNORED = llava.IGNORED
 ALIASES = (*llava.ALIASES, (r"^model\.image_newline$", "image_newline"))
 fused = llava.fused

@@ -1,0 +1,130 @@
+"""The numbers of the configs beside those of the papers and their published scripts."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from lmm_jax import optim, train
+from lmm_jax.partition import flatten
+from tests.test_full_size import build
+
+COMMON = dict(
+    b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, warmup_ratio=0.03, final_lr_ratio=0.0
+)
+
+# LLaVA-1.5 (arXiv:2310.03744, table 9; scripts/v1_5 of its repository).
+LLAVA = {
+    "stage=pretrain": dict(
+        records=558_128,
+        batch=256,
+        lr=1e-3,
+        connector_lr=1e-3,
+        learn={"connector"},
+        template="plain",
+        image="crop",
+        group="none",
+    ),
+    "stage=finetune": dict(
+        records=665_298,
+        batch=128,
+        lr=2e-5,
+        connector_lr=2e-5,
+        learn={"connector", "language"},
+        template="vicuna_v1",
+        image="pad",
+        group="modality_length",
+    ),
+    "stage=finetune-lora": dict(
+        records=665_298,
+        batch=128,
+        lr=2e-4,
+        connector_lr=2e-5,
+        learn={"connector", "language"},
+        template="vicuna_v1",
+        image="pad",
+        group="modality_length",
+        lora=(128, 256.0, 0.05),
+    ),
+}
+# Bunny (arXiv:2402.11530, and the scripts of its repository).
+_TUNE = dict(batch=128, image="pad", group="none", records=695_000)
+_ALIGN = dict(
+    batch=256,
+    image="stretch",
+    group="none",
+    records=2_000_000,
+    learn={"connector"},
+    template="plain",
+)
+_LORA = dict(learn={"connector", "language"}, lora=(128, 256.0, 0.05))
+_TOWER = dict(learn={"connector", "language", "vision"}, lora=(128, 256.0, 0.05))
+_PHI, _LLAMA = dict(template="bunny"), dict(template="bunny_llama_3")
+BUNNY = {
+    "lm=phi-2,stage=pretrain": dict(_ALIGN, lr=5e-4, connector_lr=5e-4),
+    "lm=llama-3-8b,stage=pretrain": dict(_ALIGN, lr=1e-3, connector_lr=1e-3),
+    "lm=phi-3-mini,stage=pretrain": dict(_ALIGN, lr=1e-3, connector_lr=1e-3),
+    "lm=phi-2": _TUNE | _LORA | _PHI | dict(lr=2e-4, connector_lr=2e-5),
+    "lm=llama-3-8b": _TUNE | _LORA | _LLAMA | dict(lr=2e-4, connector_lr=2e-5),
+    "lm=phi-3-mini": _TUNE
+    | _LORA
+    | _PHI
+    | dict(lr=2e-4, connector_lr=2e-5, length=4096),
+    "lm=llama-3-8b,tower=true": _TUNE
+    | _TOWER
+    | _LLAMA
+    | dict(lr=1e-4, connector_lr=1e-5),
+    "lm=phi-2,stage=finetune": _TUNE
+    | _PHI
+    | dict(lr=2e-5, connector_lr=2e-5, learn={"connector", "language"}),
+}
+TABLE = [
+    *(("llava", f"lm={lm},{a}", n) for lm in ("vicuna-7b", "vicuna-13b")
+      for a, n in LLAVA.items()),
+    *(("bunny", argument, n) for argument, n in BUNNY.items()),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "argument", "numbers"), TABLE)
+def test_hyper_parameters(name, argument, numbers):
+    exp = build(name, argument)
+    c, o = exp.config, exp.config.optim
+    assert {field: getattr(o, field) for field in COMMON} == COMMON
+    assert (o.schedule, o.clip) == ("cosine", None)
+    assert c.train.seed == c.data.seed == 42
+    assert c.model.remat == "full"
+    assert o.lr == numbers["lr"]
+    assert c.data.batch_size == numbers["batch"]
+    assert c.train.steps == math.ceil(numbers["records"] / numbers["batch"])
+    assert c.text.template == numbers["template"]
+    assert c.image.mode == numbers["image"]
+    assert c.data.group == numbers["group"]
+
+    tuned = c.lora
+    rank = (tuned.rank, tuned.alpha, tuned.dropout) if tuned.rank else None
+    assert rank == numbers.get("lora")
+    learning = train.make_parts(exp).abstract_state.learning
+    assert set(learning) == numbers["learn"]
+    whole = not tuned.rank and "language" in numbers["learn"]
+    embeds = any(path.startswith("language/embed") for path in flatten(learning))
+    assert embeds == whole
+
+    factors = flatten(optim.lr_factors(o, learning))
+    rates = {
+        part: {factors[path] * o.lr for path in factors if path.startswith(part)}
+        for part in learning
+    }
+    (rate,) = rates.pop("connector")
+    assert rate == pytest.approx(numbers["connector_lr"])
+    assert all(rate == {numbers["lr"]} for rate in rates.values())
+
+    if c.text.template != "plain":
+        plan = exp.plan(train=True)
+        assert plan.entrance.length == numbers.get("length", 2048)
+
+
+def test_lora_adapts_every_projection_and_not_the_head():
+    exp = build("llava", "stage=finetune-lora")
+    names = exp.model(train=True).spec.language.block.lora.names
+    assert names == ("down", "gate", "k", "o", "q", "up", "v")
