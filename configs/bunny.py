@@ -4,7 +4,8 @@ python -m lmm_jax.train --config=configs/bunny.py:lm=phi-2,stage=pretrain
 python -m lmm_jax.train --config=configs/bunny.py:lm=phi-2 \\
     --config.init.run=runs/bunny-phi-2-pretrain
 
-`tower=true` is the second recipe of Llama-3 and Phi-3, which trains the vision tower too.
+`tower=true` is the second recipe of Llama-3 and Phi-3, with other data, which trains the
+vision tower too. Its authors release the average of the two.
 """
 
 from lmm_jax import config, presets
@@ -36,9 +37,10 @@ def get_config(arg=None):
         return c
     c.text.template = own["template"]
     c.text.suffix = own["length"] - PATCHES - c.text.prefix
-    source = dict(path="data/finetune/bunny_695k.json")
+    name, steps = ("llava_1.4m", 10_938) if a.tower else ("695k", 5430)  # one epoch
+    source = dict(path=f"data/finetune/bunny_{name}.json")
     c.data.sources = (source | dict(images="data/finetune/images"),)
-    c.train.steps = 5430  # one epoch of 695 K
+    c.train.steps = steps
     if a.stage == "finetune-lora":
         c.optim.lr = own["tune"]
     if a.tower:

@@ -59,7 +59,11 @@ _ALIGN = dict(
     template="plain",
 )
 _LORA = dict(learn={"connector", "language"}, lora=(128, 256.0, 0.05))
-_TOWER = dict(learn={"connector", "language", "vision"}, lora=(128, 256.0, 0.05))
+_TOWER = dict(
+    learn={"connector", "language", "vision"},
+    lora=(128, 256.0, 0.05),
+    records=1_400_000,
+)
 _PHI, _LLAMA = dict(template="bunny"), dict(template="bunny_llama_3")
 BUNNY = {
     "lm=phi-2,stage=pretrain": dict(_ALIGN, lr=5e-4, connector_lr=5e-4),

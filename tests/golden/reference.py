@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 from pathlib import Path
@@ -147,6 +148,17 @@ def batch(
             out["valid"][row, slot] = True
             at, slot = at + 1, slot + 1
     return out
+
+
+def run(model: lmm.LMM, params, batch):
+    """The state after the last layer, and logits of all its tokens."""
+
+    def both(model, batch):
+        state = model(batch).state
+        return state, model.logits(state.hidden)
+
+    apply = functools.partial(model.apply, method=both)
+    return jax.jit(lambda p, b: apply({"params": p}, b))(params, batch)
 
 
 def in_order(values, state) -> list[np.ndarray]:

@@ -43,15 +43,6 @@ def variants():
     return [tuple(v) for v in single().meta["config"]["variants_start_interval"]]
 
 
-def run(model, params, batch):
-    def both(model, batch):
-        state = model(batch).state
-        return state, model.logits(state.hidden)
-
-    apply = functools.partial(model.apply, method=both)
-    return jax.jit(lambda p, b: apply({"params": p}, b))(params, batch)
-
-
 @pytest.mark.parametrize(("start", "interval"), variants())
 def test_logits_and_loss(start, interval):
     f = single()
@@ -59,7 +50,7 @@ def test_logits_and_loss(start, interval):
     model = build(f, start, interval, 1, ids.shape[1])
     params = reference.lmm_params(f, model)
     batch = reference.batch(f, model.plan, ids, mask)
-    state, logits = run(model, params, batch)
+    state, logits = reference.run(model, params, batch)
     expected = f[f"out/logits_s{start}_i{interval}"]
     real = f["out/expanded_attention_mask"] > 0
     for ours, theirs, valid in zip(reference.in_order(logits, state), expected, real):
@@ -132,7 +123,7 @@ def test_several_images_and_text_only_rows(side):
     model = build(f, c["start"], c["interval"], max(c["images_per_row"]), ids.shape[1])
     params = reference.lmm_params(f, model)
     batch = reference.batch(f, model.plan, ids, mask)
-    state, logits = run(model, params, batch)
+    state, logits = reference.run(model, params, batch)
     real = f[f"out/expanded_attention_mask_{side}"] > 0
     theirs = f[f"out/logits_{side}"]
     for ours, expected, valid in zip(reference.in_order(logits, state), theirs, real):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-
 import jax
 import numpy as np
 from PIL import Image
@@ -78,7 +76,7 @@ def close_rows(state, ours, theirs, mask) -> None:
 
 
 def test_logits(case):
-    state, logits = run(case.model, case.params, case.batch)
+    state, logits = reference.run(case.model, case.params, case.batch)
     close_rows(state, logits, case.fixture["out/logits"], real(case.fixture))
 
 
@@ -86,18 +84,9 @@ def test_logits_without_the_injection(case):
     params = jax.tree.map(np.copy, case.params)
     for leaf in params["strategy_taps"]["mergers"]["second"].values():
         leaf[...] = 0
-    state, logits = run(case.model, params, case.batch)
+    state, logits = reference.run(case.model, params, case.batch)
     theirs = case.fixture["out/logits_zeroed_deepstack_mergers"]
     close_rows(state, logits, theirs, real(case.fixture))
-
-
-def run(model, params, batch):
-    def both(model, batch):
-        state = model(batch).state
-        return state, model.logits(state.hidden)
-
-    apply = functools.partial(model.apply, method=both)
-    return jax.jit(lambda p, b: apply({"params": p}, b))(params, batch)
 
 
 def test_features_and_what_is_injected(case):
@@ -131,7 +120,7 @@ def of_kind(f, model, kind: int) -> np.ndarray:
 def test_positions(case):
     """The rotary coordinates of the batch are the reference's position ids."""
     f, b = case.fixture, case.batch
-    state, _ = run(case.model, case.params, b)
+    state, _ = reference.run(case.model, case.params, b)
     ours = reference.in_order(state.coords, state)
     for row, valid in enumerate(real(f)):
         theirs = f["out/position_ids"][:, row, valid].T

@@ -15,7 +15,7 @@ import tokenizers
 import torch
 import transformers
 
-from lmm_jax import experiment, hub, strategies, weights
+from lmm_jax import convert, experiment, hub, strategies, weights
 from lmm_jax.data import pipeline
 from lmm_jax.data.pipeline import Question
 from lmm_jax.decode import Generator
@@ -282,3 +282,16 @@ def test_what_needs_images_of_one_shape_is_refused(folder):
     ):
         with pytest.raises(ValueError, match=says):
             make_plan(sizes, strategies.build({chosen: dict(keep=4)}, sizes))
+
+
+def test_conversion_there_and_back(folder, tmp_path):
+    path, _ = complete(folder, tmp_path / "model")
+    convert.from_hub(path, tmp_path / "kept")
+    convert.to_hub(tmp_path / "kept", tmp_path / "back")
+    first, second = hub.Folder(path), hub.Folder(tmp_path / "back")
+    assert set(first) == set(second)
+    for name in first:
+        np.testing.assert_array_equal(first[name][:], second[name][:])
+    again = transformers.Qwen3VLForConditionalGeneration.from_pretrained(second.path)
+    assert again.config.image_token_id == IMAGE
+    assert hub.image_spec(second.path / hub.PROCESSOR, hub.lmm_spec(path).vision)
