@@ -97,7 +97,9 @@ class Tiny:
         arrays["images"] = rng.integers(0, 256, images, dtype=np.uint8)
         arrays["tokens"] = rng.integers(3, SPEC.language.vocab, tokens, np.int32)
         arrays["role"][:] = Role.USER
-        arrays["visual_rows"][:] = -1
+        tiled = g.pinpoints
+        if tiled:
+            arrays["visual_rows"][:] = -1
         for row in range(rows):
             count = min((2, 1, 0)[row % 3], g.images)
             length = g.suffix - row % 3
@@ -107,8 +109,9 @@ class Tiny:
                 at += 1
             for image in range(count):
                 grid, filled = GRIDS[image], per_image
-                found = tiles.rows(SIZES[image], grid, g.grid[0], 1 + g.crops)
-                arrays["visual_rows"][row, image, : len(found)] = found
+                if tiled:
+                    found = tiles.rows(SIZES[image], grid, g.grid[0], 1 + g.crops)
+                    arrays["visual_rows"][row, image, : len(found)] = found
                 if plan.connect and plan.connect.varies:
                     filled = min(len(found), per_image)
                 arrays["grid"][row, image] = grid

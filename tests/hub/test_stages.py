@@ -167,6 +167,7 @@ def test_a_tower_at_another_image_size(folders, tmp_path):
     params = weights.initial(exp, exp.model(train=True))
     assert params["vision"]["positions"].shape == (37, 24)
     experiment.prepare_data(exp)
+    runs.claim(config, Path(config.workdir))
     runs.describe(exp, config, Path(config.workdir))
     config.init = dict()
     again = experiment.build(config)

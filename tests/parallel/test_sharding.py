@@ -37,9 +37,7 @@ def step(tmp_path, mesh: str, strategy: str = "deepstack", rank: int = 0, **chan
     config.lora.rank = rank
     config.optim.clip = None
     config.optim.lr = 1.0
-    config.optim.eps = (
-        1.0  # Adam's first step is then g / (|g| + 1): nearly linear in g
-    )
+    config.optim.eps = 1.0  # Adam's first step is g / (|g| + 1): nearly linear in g
     config.optim.warmup_ratio, config.optim.weight_decay = 0.0, 0.0
     exp = on_mesh(config, mesh)
     parts = train.make_parts(exp)
