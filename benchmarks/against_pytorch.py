@@ -18,6 +18,7 @@ dynamic and a static cache.
 from __future__ import annotations
 
 from collections.abc import Callable
+import dataclasses
 import os
 import platform
 import statistics
@@ -174,7 +175,9 @@ class Ours:
         transform, _ = optim.make(
             optim.OptimConfig(lr=1e-5, schedule="constant"), settings.steps, learning
         )
-        update = train.make_update(self.model, selection, transform, settings)
+        # Loops over layers are slow on CPU; its configs say unroll=0, and so do we.
+        unrolled = self.model.clone(spec=dataclasses.replace(spec, unroll=0))
+        update = train.make_update(unrolled, selection, transform, settings)
         self._update = jax.jit(update, donate_argnums=0)
         learning = jax.tree.map(jnp.copy, learning)
         self.state = train.TrainState(

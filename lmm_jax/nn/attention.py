@@ -6,6 +6,7 @@ H head width.
 
 from __future__ import annotations
 
+import einops
 from flax import struct
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from lmm_jax.depth import Keys, Observation, Place, Role, TokenState
 Array = jax.Array
 
 HIDDEN = -1e30  # finite: a row that may see nothing must not become NaN
+TINY = 1e-30  # smaller than any sum of shares but that of such a row
 
 
 @struct.dataclass
@@ -66,14 +68,19 @@ def attention(q: Array, parts: tuple[tuple[Keys, Sight], ...]) -> Array:
     Returns:
         [B, T, N, H].
     """
-    logits, visible = _logits(q, parts)
-    probs = _softmax(logits, visible).astype(q.dtype)
+    shares, total = _shares(*_logits(q, parts))
+    merge = "b k g t s -> b k (g t) s"
+    shares, total = (einops.rearrange(x, merge) for x in (shares, total))
+    shares = shares.astype(q.dtype)
     ends = np.cumsum([keys.k.shape[1] for keys, _ in parts])[:-1]
     out = sum(
-        jnp.einsum("bkgts,bskh->btkgh", p, keys.v)
-        for p, (keys, _) in zip(jnp.split(probs, ends, axis=-1), parts)
+        jnp.einsum("bkqs,bksh->bkqh", p, _by_head(keys.v))
+        for p, (keys, _) in zip(jnp.split(shares, ends, axis=-1), parts)
     )
-    return out.reshape(q.shape)
+    # Divided here and not before the product: far fewer numbers, and a row that sees
+    # nothing is zero.
+    out = out / jnp.maximum(total, TINY).astype(q.dtype)
+    return einops.rearrange(out, "b k (g t) h -> b t (k g) h", t=q.shape[1])
 
 
 def observe(
@@ -111,15 +118,17 @@ def last_prompt_row(state: TokenState) -> Array:
 def _logits(q, parts):
     """f32 logits [B, K, G, T, S] over all parts, and bool visibility of the same shape
     (broadcast over heads; None if everything is visible)."""
-    b, t, n, h = q.shape
-    heads = parts[0][0].k.shape[2]
-    q = q.reshape(b, t, heads, n // heads, h)
+    t, heads = q.shape[1], parts[0][0].k.shape[2]
+    # Heads lead and all queries of a key head are one matrix: the products then need no
+    # transposed copy of the logits, by far the largest array here.
+    q = einops.rearrange(q, "b t (k g) h -> b k (g t) h", k=heads)
     logits, visible = [], []
     for keys, seen in parts:
         part = jnp.einsum(
-            "btkgh,bskh->bkgts", q, keys.k, preferred_element_type=jnp.float32
+            "bkqh,bksh->bkqs", q, _by_head(keys.k), preferred_element_type=jnp.float32
         )
-        part = part * h**-0.5
+        part = einops.rearrange(part, "b k (g t) s -> b k g t s", t=t)
+        part = part * q.shape[-1] ** -0.5
         if seen.gate is not None:
             part = part + seen.gate[:, None, None, None, :]
         logits.append(part)
@@ -129,12 +138,25 @@ def _logits(q, parts):
     return _joined(logits), _joined(visible)[:, None, None]
 
 
+def _by_head(x: Array) -> Array:
+    return einops.rearrange(x, "b s k h -> b k s h")
+
+
 def _joined(parts: list[Array]) -> Array:
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
 
 
 def _softmax(logits: Array, visible: Array | None) -> Array:
-    if visible is None:
-        return jax.nn.softmax(logits, axis=-1)
-    probs = jax.nn.softmax(jnp.where(visible, logits, HIDDEN), axis=-1)
-    return jnp.where(visible, probs, 0.0)
+    shares, total = _shares(logits, visible)
+    return shares / jnp.maximum(total, TINY)
+
+
+def _shares(logits: Array, visible: Array | None) -> tuple[Array, Array]:
+    """Exponentials f32 [..., S] of logits, zero where nothing is seen, and their sums."""
+    if visible is not None:
+        logits = jnp.where(visible, logits, HIDDEN)
+    largest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
+    shares = jnp.exp(logits - largest)
+    if visible is not None:
+        shares = jnp.where(visible, shares, 0.0)
+    return shares, shares.sum(axis=-1, keepdims=True)
