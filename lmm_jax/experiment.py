@@ -76,6 +76,7 @@ class ImageConfig:
 
     mode: Literal["auto", "pad", "crop", "stretch", "anyres", "native"] = "pad"
     crops: int = 0
+    fine: int = 0
     grid: Literal["aspect", "square"] = "aspect"
     pinpoints: tuple[tuple[int, int], ...] = ()
     min_pixels: int = 0
@@ -319,8 +320,9 @@ class Experiment:
         geometry = lmm.geometry(
             self.spec,
             images=text.images,
-            crops=images.views - 1,
+            crops=images.cells,
             pinpoints=images.pinpoints,
+            fine=images.fine,
             prefix=text.prefix,
             suffix=text.suffix if train else prompt,
             train=train,
@@ -350,6 +352,7 @@ class Experiment:
             vision.view,
             mode,
             image.crops,
+            image.fine,
             image.grid,
             pinpoints=image.pinpoints or (self.spec.pinpoints if tiled else ()),
             patches=vision.grid[0] if tiled else 0,

@@ -41,7 +41,11 @@ def llava(
         mode="drop",
     )
     c.image = dict(
-        mode="crop" if pretrain else "pad", crops=0, grid="aspect", pinpoints=()
+        mode="crop" if pretrain else "pad",
+        crops=0,
+        fine=0,
+        grid="aspect",
+        pinpoints=(),
     )
     c.text = dict(
         tokenizer=f"data/tokenizers/{language}",

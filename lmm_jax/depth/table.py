@@ -23,7 +23,7 @@ def table(plan: Plan, *, text: int | None = None, bytes_per_value: int = 2) -> s
     rows = [HEADER, *(_row(step, plan) for step in this.steps)]
     rows.append(_total("language", this.language, this.kv_bytes, base.language, base))
     g = plan.geometry
-    views = g.images * (1 + g.crops) * g.passes
+    views = g.images * g.views * g.passes
     note = f"{views} view{'s' if views > 1 else ''} through the encoder"
     rows.append(("vision", "", "", "", _giga(this.vision), "", note))
     rows.append(("projector", "", "", "", _giga(this.connector), "", ""))

@@ -120,7 +120,7 @@ def test_the_compiler_agrees_on_one_layer():
     g = this.geometry
     rolled, unrolled = (_compiled_flops(tiny, this, n) for n in (1, 0))
     language = layer_flops(g.language, this.entrance.length, "all")
-    vision = layer_flops(g.vision, g.patches + 1, "all") * (1 + g.crops)
+    vision = layer_flops(g.vision, g.patches + 1, "all") * g.views
     expected = (g.language.depth - 1) * language + (g.vision_layers - 1) * vision
     # Norms, softmax and rotary embedding come on top of the matrix products.
     assert 1.0 < (unrolled - rolled) / expected < 1.2
