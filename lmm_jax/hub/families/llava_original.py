@@ -39,6 +39,7 @@ _ABOUT_TRAINING = """
     tokenizer_model_max_length mm_projector_lr mm_vision_tower_lr unfreeze_vision_tower
     unfreeze_mm_vision_tower continuous_training image_aspect_ratio image_grid_pinpoints
     mm_use_im_patch_token pretrain_mm_mlp_adapter group_by_modality_length
+    model_max_length image_crop_resolution image_split_resolution
 """
 
 
@@ -115,5 +116,8 @@ def config(spec: LMMSpec, kinds: Mapping[str, str] = KINDS) -> dict[str, Any]:
         "mm_vision_select_feature": "patch",
         "mm_projector_type": "mlp2x_gelu",
         "mm_hidden_size": v.merged,
+        # Without these, the original code adds a token and reads the tower elsewhere.
+        "mm_use_im_patch_token": False,
+        "unfreeze_mm_vision_tower": True,
         "use_s2": bool(v.scales),
     }
