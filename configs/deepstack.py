@@ -11,6 +11,8 @@ LLaVA-NeXT, from whose folder it starts. `tower=true` lets the vision tower lear
 does with `form=hd`.
 """
 
+import math
+
 from lmm_jax import config, presets
 from lmm_jax.data.images import candidates
 
@@ -62,7 +64,7 @@ def long_context(c, a):
             f"form=hd, stage={a.stage}: it is finetuned from a LLaVA-NeXT; use "
             "stage=finetune and --config.init.load=HF_DIR."
         )
-    presets.hires_tiles(c, candidates(a.views))
+    presets.hires_tiles(c, candidates(a.views), math.isqrt(a.views))
     c.text.suffix = 1056  # with 64 before and 2976 of an image: 4096
     c.train.learn = (*c.train.learn, "strategy_anyres")  # the newline
     # 16 public sets; their mixture is not published as one file.

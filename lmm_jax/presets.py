@@ -123,7 +123,7 @@ def hires_views(c: ml_collections.ConfigDict, crops: int, grid: str = "aspect") 
 
 
 def hires_tiles(
-    c: ml_collections.ConfigDict, grids: tuple[tuple[int, int], ...], fine: int = 2
+    c: ml_collections.ConfigDict, grids: tuple[tuple[int, int], ...], fine: int
 ) -> None:
     """Stretched tiles of one of these grids instead, each view again as fine x fine."""
     c.image.update(mode="stretch", crops=0, pinpoints=grids, fine=fine)

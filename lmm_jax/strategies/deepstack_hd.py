@@ -1,7 +1,7 @@
 """DeepStack-HD: tiles of the image in the context, and finer views of each tile stacked
 into successive language layers.
 
-Meng et al., arXiv:2406.04334, section 4.1 ("DeepStack-L-HD"), and their published code
+Meng et al., arXiv:2406.04334 ("DeepStack-L-HD"), and the order of their published code
 (`is_anyres_deepstack`). The context is that of LLaVA-NeXT for tiles that fill their grid.
 Every view, the whole image included, comes again as n x n fine views; their mosaic is split
 by dilated sampling into n * n groups, each with the token map of one view, and each group
