@@ -85,7 +85,7 @@ def to_hub(source: str | Path, target: str | Path, kind: str = "") -> None:
     words, tokens = _tokenizer(source / "tokenizer"), _tokens(found)
     if (source / "config.json").is_file():
         exp = _run(source)
-        spec = exp.spec
+        spec = exp.whole if kind else exp.spec
         params = runs.load_params(exp, exp.model(train=False), str(source))
         if marker := hub.image_token(kind or spec.kind):
             words, image = words.extended(marker)
@@ -96,11 +96,11 @@ def to_hub(source: str | Path, target: str | Path, kind: str = "") -> None:
         params = _converted(source, spec)
     else:
         raise ValueError(f"{source} is neither a run nor a converted model.")
-    extra = sorted(set(params) - hub.branches(spec))
+    extra = sorted(set(params) - hub.branches(spec, kind or spec.kind))
     if extra:
         raise ValueError(
             f"{source} has parameters of {', '.join(extra)}, for which the layout of "
-            f"{spec.kind} has no place: export the run without that strategy."
+            f"{kind or spec.kind} has no place: export the run without that strategy."
         )
     if spec.language.head_bias and not kind:
         raise ValueError(
@@ -161,9 +161,8 @@ def _run(source: str | Path) -> experiment.Experiment:
 
 def placed(spec: LMMSpec):
     """All parameters, spread over all devices."""
-    sizes = lmm.geometry(
-        spec, images=1, crops=0, prefix=0, suffix=2, pinpoints=spec.pinpoints
-    )
+    views = dict(crops=spec.crops, pinpoints=spec.pinpoints, fine=spec.fine)
+    sizes = lmm.geometry(spec, images=1, prefix=0, suffix=2, **views)
     model = lmm.LMM(spec, make_plan(sizes, lmm.own_edits(spec, sizes)))
     abstract = jax.eval_shape(lambda key: lmm.init(model, key), jax.random.key(0))
     shardings = Axes(make_mesh(MeshConfig())).params(abstract, lmm.params(spec))

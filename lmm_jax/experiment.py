@@ -68,14 +68,16 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ImageConfig:
-    """How images become views; see `ImageSpec`. The vision encoder gives the size, and the
-    model the grids of "anyres" where `pinpoints` is empty. Mode "auto" is that of the
-    image processor in the folder of `init`, whose filter and colours hold in any mode.
+    """How images become views; see `ImageSpec`. The vision encoder gives the size. Mode
+    "auto" is that of the model in the folder of `init`, or of its image processor, whose
+    filter and colours hold in any mode. In the model's mode its crops and grids hold where
+    none are given.
     In mode "native" larger images are scaled to an area of `max_pixels` (0: what the
     tower's table of positions was made for), smaller ones to one of `min_pixels`."""
 
     mode: Literal["auto", "pad", "crop", "stretch", "anyres", "native"] = "pad"
     crops: int = 0
+    fine: int = 0
     grid: Literal["aspect", "square"] = "aspect"
     pinpoints: tuple[tuple[int, int], ...] = ()
     min_pixels: int = 0
@@ -254,6 +256,19 @@ class Experiment:
         )
 
     @property
+    def whole(self) -> LMMSpec:
+        """The sizes with the config's views and strategy as the model's own."""
+        images, chosen = self.images, self.config.strategy.items()
+        return dataclasses.replace(
+            self.spec,
+            own=tuple(strategies.Chosen.of(*c) for c in chosen) or self.spec.own,
+            mode=images.mode,
+            crops=images.crops,
+            pinpoints=images.pinpoints,
+            fine=images.fine,
+        )
+
+    @property
     def sizes_from_folder(self) -> bool:
         """Whether sizes are those of a hub folder and not named ones."""
         init = self.config.init
@@ -319,8 +334,9 @@ class Experiment:
         geometry = lmm.geometry(
             self.spec,
             images=text.images,
-            crops=images.views - 1,
+            crops=images.cells,
             pinpoints=images.pinpoints,
+            fine=images.fine,
             prefix=text.prefix,
             suffix=text.suffix if train else prompt,
             train=train,
@@ -339,20 +355,23 @@ class Experiment:
             ValueError: fields that do not go together, or mode "auto" without processor.
         """
         image, vision, found = self.config.image, self.spec.vision, self._processor
-        if image.mode == "auto" and not found:
+        known = self.spec.mode or (found.mode if found else "")
+        if image.mode == "auto" and not known:
             raise ValueError(
                 f"image.mode='auto', but {self.called} has no image processor "
                 f"({hub.PROCESSOR}) that says more: set image.mode."
             )
-        mode = found.mode if image.mode == "auto" else image.mode
-        tiled = mode == "anyres"
+        mode = known if image.mode == "auto" else image.mode
+        own = mode == self.spec.mode and not (image.crops or image.pinpoints)
+        views = self.spec if own else image
         return ImageSpec(
             vision.view,
             mode,
-            image.crops,
+            views.crops,
+            views.fine,
             image.grid,
-            pinpoints=image.pinpoints or (self.spec.pinpoints if tiled else ()),
-            patches=vision.grid[0] if tiled else 0,
+            pinpoints=views.pinpoints,
+            patches=vision.grid[0] if views.pinpoints else 0,
             native=self._native,
             mean=vision.mean,
             std=vision.std,

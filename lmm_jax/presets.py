@@ -41,7 +41,11 @@ def llava(
         mode="drop",
     )
     c.image = dict(
-        mode="crop" if pretrain else "pad", crops=0, grid="aspect", pinpoints=()
+        mode="crop" if pretrain else "pad",
+        crops=0,
+        fine=0,
+        grid="aspect",
+        pinpoints=(),
     )
     c.text = dict(
         tokenizer=f"data/tokenizers/{language}",
@@ -116,3 +120,10 @@ def llava(
 def hires_views(c: ml_collections.ConfigDict, crops: int, grid: str = "aspect") -> None:
     """Adds hi-res views; they are stretched, and so must the whole image be."""
     c.image.mode, c.image.crops, c.image.grid = "stretch", crops, grid
+
+
+def hires_tiles(
+    c: ml_collections.ConfigDict, grids: tuple[tuple[int, int], ...], fine: int
+) -> None:
+    """Stretched tiles of one of these grids instead, each view again as fine x fine."""
+    c.image.update(mode="stretch", crops=0, pinpoints=grids, fine=fine)

@@ -41,6 +41,9 @@ def traced_update(exp):
     [
         ("deepstack", "lm=vicuna-7b"),
         ("deepstack", "lm=vicuna-13b"),
+        ("deepstack", "form=hd,lm=vicuna-7b"),
+        ("deepstack", "form=hd,lm=vicuna-13b"),
+        ("deepstack", "lm=phi-3-mini"),
         ("fastv", "lm=vicuna-7b"),
         ("llava", "lm=vicuna-7b,stage=pretrain"),
         ("llava", "lm=vicuna-13b,stage=finetune-lora"),

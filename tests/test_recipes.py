@@ -83,10 +83,29 @@ BUNNY = {
     | _PHI
     | dict(lr=2e-5, connector_lr=2e-5, learn={"connector", "language"}),
 }
+# DeepStack (arXiv:2406.04334, Table 10): LLaVA's data and rates, and a tower that learns.
+_TOWER_TOO = dict(learn={"connector", "language", "vision"}, vision_lr=2e-6)
+_STACKED = LLAVA["stage=finetune"] | dict(image="stretch")
+_HD = dict(
+    learn={"connector", "language", "vision", "strategy_anyres"},
+    vision_lr=2e-6,
+    records=748_000,
+    length=4096,
+)
+DEEPSTACK = {
+    "stage=pretrain": LLAVA["stage=pretrain"] | dict(image="stretch"),
+    "form=l": _STACKED,
+    "form=l,tower=true": _STACKED | _TOWER_TOO,
+    "form=l,lm=phi-3-mini": _STACKED | dict(template="phi3_instruct"),
+    "form=hd": _STACKED | _HD,
+    "form=hd,lm=vicuna-13b": _STACKED | _HD,
+    "form=hd,lm=phi-3-mini": _STACKED | _HD | dict(template="phi3_instruct"),
+}
 TABLE = [
     *(("llava", f"lm={lm},{a}", n) for lm in ("vicuna-7b", "vicuna-13b")
       for a, n in LLAVA.items()),
     *(("bunny", argument, n) for argument, n in BUNNY.items()),
+    *(("deepstack", argument, n) for argument, n in DEEPSTACK.items()),
 ]  # fmt: skip
 
 
@@ -119,13 +138,18 @@ def test_hyper_parameters(name, argument, numbers):
         part: {factors[path] * o.lr for path in factors if path.startswith(part)}
         for part in learning
     }
-    (rate,) = rates.pop("connector")
-    assert rate == pytest.approx(numbers["connector_lr"])
-    assert all(rate == {numbers["lr"]} for rate in rates.values())
+    for part, found in rates.items():
+        (rate,) = found
+        assert rate == pytest.approx(numbers.get(f"{part}_lr", numbers["lr"]))
 
     if c.text.template != "plain":
         plan = exp.plan(train=True)
         assert plan.entrance.length == numbers.get("length", 2048)
+
+
+def test_deepstack_hd_has_no_stage_before_finetuning():
+    with pytest.raises(ValueError, match=r"finetuned from a LLaVA-NeXT; .*init\.load"):
+        build("deepstack", "form=hd,stage=pretrain")
 
 
 def test_lora_adapts_every_projection_and_not_the_head():

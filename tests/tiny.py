@@ -24,6 +24,7 @@ BUDGETS = {  # arguments under which each strategy really does something here
     "anyres": {},
     "average_pool": {"factor": 2},
     "deepstack": {"start": 1, "interval": 1},
+    "deepstack_hd": {"start": 1, "interval": 2},
     "fastv": {"layer": 2, "keep": 9},
     "llava": {},
     "llava_hires": {},
@@ -51,6 +52,7 @@ class Tiny:
             prefix=PREFIX,
             suffix=SUFFIX,
             pinpoints=GRIDS,
+            fine=2,
         )
         params = {}
         for edits in ((), strategies.build({"anyres": {}}, geometry)):
@@ -110,12 +112,16 @@ class Tiny:
             for image in range(count):
                 grid, filled = GRIDS[image], per_image
                 if tiled:
-                    found = tiles.rows(SIZES[image], grid, g.grid[0], 1 + g.crops)
+                    mosaic = grid[0] * g.grid[1], grid[1] * g.grid[0]
+                    border = tiles.borders(SIZES[image], mosaic)
+                    found = tiles.rows(grid, g.grid[0], 1 + g.crops, border)
                     arrays["visual_rows"][row, image, : len(found)] = found
                 if plan.connect and plan.connect.varies:
                     filled = min(len(found), per_image)
                 arrays["grid"][row, image] = grid
-                arrays["views"][row, image, : 1 + grid[0] * grid[1]] = True
+                real = np.arange(1 + g.crops) < 1 + grid[0] * grid[1]
+                fine = np.repeat(real, g.fine**2)
+                arrays["views"][row, image] = np.concatenate([real, fine])
                 span = slice(image * per_image, image * per_image + filled)
                 arrays["visual_positions"][row, span] = at + np.arange(filled)
                 arrays["visual_valid"][row, span] = True

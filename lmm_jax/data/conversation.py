@@ -76,6 +76,14 @@ _TEMPLATES = (
         "of tasks using natural language.<|eot_id|>",
     ),
     Template(
+        "phi3_instruct",
+        ask="<|user|>\n{}<|end|>\n<|assistant|>\n",
+        answer="{}",
+        end="<|end|>",
+        system="<|system|>\nYou are a helpful AI assistant.<|end|>\n",
+        after="\n",
+    ),
+    Template(
         "chatml",  # Qwen
         ask="<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n",
         answer="{}",

@@ -12,6 +12,7 @@ import io
 import math
 from pathlib import Path
 
+import einops
 import numpy as np
 from PIL import Image
 
@@ -34,10 +35,13 @@ class ImageSpec:
             "anyres" stretches too and adds tiles that keep the aspect (LLaVA-NeXT).
             "native" keeps the image's own size (Qwen-VL).
         crops: budget of high-resolution crops besides the global view; 0 for none.
+        fine: every view of "stretch" with `pinpoints` again as fine x fine views, cut from
+            the image at as many times its resolution (DeepStack-HD); 0 for none.
         grid: "aspect" chooses the grid by image size, "square" takes isqrt(crops)
             each way.
-        pinpoints: of "anyres", the grids (columns, rows) to choose from.
-        patches: of "anyres", patches along a side of a view.
+        pinpoints: of tiled images, the grids (columns, rows) to choose from; those of
+            "stretch" fill their grid.
+        patches: of tiled images, patches along a side of a view.
         native: of "native", patches and limits of size.
         mean, std: normalisation, per channel, in units of full scale.
         resample: name of a Pillow filter.
@@ -49,6 +53,7 @@ class ImageSpec:
     size: int
     mode: str = "pad"
     crops: int = 0
+    fine: int = 0
     grid: str = "aspect"
     pinpoints: tuple[tuple[int, int], ...] = ()
     patches: int = 0
@@ -75,11 +80,24 @@ class ImageSpec:
         if self.crops == 1 and self.grid == "aspect":
             raise ValueError("crops=1 leaves no grid to choose; use 0, or 2 and more")
 
-        tiled = self.mode == "anyres"
-        if tiled != bool(self.pinpoints) or tiled != bool(self.patches):
+        tiled = bool(self.pinpoints)
+        allowed = {"anyres": (True,), "stretch": (True, False)}.get(self.mode, (False,))
+        if tiled not in allowed or tiled != bool(self.patches):
             raise ValueError(
                 f"mode={self.mode!r} with pinpoints={self.pinpoints} and "
-                f"patches={self.patches}: both belong to mode='anyres', which needs them"
+                f"patches={self.patches}: they go together; mode='anyres' needs them, "
+                "mode='stretch' may have them, and no other"
+            )
+        if tiled and self.crops:
+            raise ValueError(
+                f"crops={self.crops} with pinpoints={self.pinpoints}: an image has either "
+                "crops or tiles; use one of them"
+            )
+        if self.fine and not (tiled and self.mode == "stretch"):
+            raise ValueError(
+                f"fine={self.fine} with mode={self.mode!r} and "
+                f"pinpoints={self.pinpoints}: fine views are of stretched tiles; use "
+                "mode='stretch' with pinpoints"
             )
 
         if (self.mode == "native") != bool(self.native):
@@ -96,11 +114,14 @@ class ImageSpec:
         return self.size, self.size, 3
 
     @property
+    def cells(self) -> int:
+        """Crops or tiles that an image may have."""
+        return max([self.crops, *(columns * rows for columns, rows in self.pinpoints)])
+
+    @property
     def views(self) -> int:
-        """Number C of views of an image: the global one and the crops or tiles."""
-        return 1 + max(
-            [self.crops, *(columns * rows for columns, rows in self.pinpoints)]
-        )
+        """Number C of views: the global one, the crops or tiles, the fine ones of each."""
+        return (1 + self.cells) * (1 + self.fine**2)
 
     @property
     def filter(self) -> Image.Resampling:
@@ -169,8 +190,8 @@ def views(image: Image.Image, spec: ImageSpec) -> tuple[np.ndarray, tuple[int, i
 
     Returns:
         uint8 [C, *spec.view]: the global view, then the crops or tiles row by row, then
-        zeros; and their grid (gw, gh), (0, 0) without any. A native image is one view,
-        its grid that of its patches.
+        zeros; then the fine views of each of them, row by row; and their grid (gw, gh),
+        (0, 0) without any. A native image is one view, its grid that of its patches.
 
     Raises:
         BadRecord: see `native.patches`.
@@ -183,23 +204,48 @@ def views(image: Image.Image, spec: ImageSpec) -> tuple[np.ndarray, tuple[int, i
     out[0] = np.asarray(_fit(image, spec))
     if spec.views == 1:
         return out, (0, 0)
+    gw, gh = _grid(image.size, spec)
     if spec.mode == "anyres":
-        gw, gh = choose_grid(image.size, spec.pinpoints, size)
-        fine = tiles.on_grid(image, (gw, gh), size, spec.filter)
+        cells = _cut(tiles.on_grid(image, (gw, gh), size, spec.filter), size)
     else:
-        gw = gh = math.isqrt(spec.crops)
-        if spec.grid == "aspect":
-            gw, gh = choose_grid(image.size, candidates(spec.crops), size)
-        fine = image.resize((size * gw, size * gh), spec.filter)
-    cells = np.asarray(fine).reshape(gh, size, gw, size, 3).swapaxes(1, 2)
-    out[1 : 1 + gw * gh] = cells.reshape(-1, size, size, 3)
+        cells = _cut(image.resize((size * gw, size * gh), spec.filter), size)
+    used, n = 1 + gw * gh, spec.fine
+    out[1:used] = cells
+    if n:
+        whole = image.resize((size * n, size * n), spec.filter)
+        large = image.resize((size * gw * n, size * gh * n), spec.filter)
+        seen = np.concatenate([_cut(whole, size * n), _cut(large, size * n)])
+        fine = out[1 + spec.cells :].reshape(-1, n * n, *spec.view)
+        fine[:used] = [_cut(view, size) for view in seen]
     return out, (gw, gh)
 
 
+def real(grid: tuple[int, int], spec: ImageSpec) -> np.ndarray:
+    """Which of `views` an image has, bool [C]; `grid` is that of its crops or tiles."""
+    has = np.arange(1 + spec.cells) < 1 + np.prod(grid)
+    return np.concatenate([has, np.repeat(has, spec.fine**2)])
+
+
 def rows(wh: tuple[int, int], spec: ImageSpec) -> np.ndarray:
-    """The tokens of an any-resolution image of this size; see `tiles.rows`."""
-    grid = choose_grid(wh, spec.pinpoints, spec.size)
-    return tiles.rows(wh, grid, spec.patches, spec.views)
+    """The tokens of a tiled image of this size; see `tiles.rows`. Stretched tiles have no
+    border."""
+    columns, lines = _grid(wh, spec)
+    mosaic = columns * spec.patches, lines * spec.patches
+    border = tiles.borders(wh, mosaic) if spec.mode == "anyres" else (0, 0)
+    return tiles.rows((columns, lines), spec.patches, 1 + spec.cells, border)
+
+
+def _grid(wh: tuple[int, int], spec: ImageSpec) -> tuple[int, int]:
+    """Columns and rows of an image's crops or tiles."""
+    if spec.grid == "square" and not spec.pinpoints:
+        return (math.isqrt(spec.crops),) * 2
+    return choose_grid(wh, spec.pinpoints or candidates(spec.crops), spec.size)
+
+
+def _cut(image: Image.Image | np.ndarray, size: int) -> np.ndarray:
+    """[rows * size, columns * size, 3] to its squares, row by row."""
+    pixels = np.asarray(image)
+    return einops.rearrange(pixels, "(r y) (c x) d -> (r c) y x d", y=size, x=size)
 
 
 def _fit(image: Image.Image, spec: ImageSpec) -> Image.Image:

@@ -31,7 +31,7 @@ class Slots:
         suffix: the other text slots.
         images: I, images a sample may hold.
         tokens_per_image: V, visual tokens an image may have.
-        rows: of an any-resolution image, tokens before any reduction.
+        rows: of a tiled image, tokens before any reduction.
         varies: an image has as many tokens as its rows, not all.
     """
 
@@ -229,8 +229,8 @@ def look(
 
     Returns:
         images uint8 [I, C, *view]; views bool [I, C], which are real; grid int32 [I, 2]
-        (columns, rows) of the crops, or of a native image's patches; of any-resolution
-        images, visual_rows int32 [I, rows], see `VisionFeatures.rows`.
+        (columns, rows) of the crops, or of a native image's patches; of tiled images,
+        visual_rows int32 [I, rows], see `VisionFeatures.rows`.
     """
     count, views = slots.images, spec.views
     found = {
@@ -242,7 +242,7 @@ def look(
         found["visual_rows"] = np.full((count, slots.rows), -1, np.int32)
     for i, image in enumerate(opened):
         found["images"][i], grid = images.views(image, spec)
-        found["grid"][i], found["views"][i, : 1 + np.prod(grid)] = grid, True
+        found["grid"][i], found["views"][i] = grid, images.real(grid, spec)
         if spec.pinpoints:
             rows = images.rows(image.size, spec)
             found["visual_rows"][i, : len(rows)] = rows

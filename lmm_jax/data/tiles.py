@@ -1,4 +1,4 @@
-"""Any-resolution images: tiles that keep the aspect, and the order of their patches.
+"""Tiled images: tiles that keep the aspect, and the order of their patches.
 
 LLaVA-NeXT, with the rounding of `transformers`. All grids are (columns, rows).
 """
@@ -30,24 +30,24 @@ def on_grid(
     return canvas
 
 
-def rows(wh: WH, grid: WH, side: int, views: int) -> np.ndarray:
+def rows(grid: WH, side: int, views: int, border: WH = (0, 0)) -> np.ndarray:
     """The tokens of an image: the whole view, then the rows of the tiles' mosaic.
 
     Args:
-        wh: width and height of the image, pixels.
         grid: its tiles.
         side: patches along a side of a view.
-        views: C, of which the image may use fewer.
+        views: C, the whole and the most tiles there can be.
+        border: columns and rows of patches that are left out at either end; see `borders`.
 
     Returns:
         int32 [tokens]: patch p of view c as c * P + p with P = side**2, and C * P for the
-        newline after each row. Rows or columns that hold nothing but border are left out.
+        newline after each row.
     """
     (columns, lines), patches = grid, side**2
     x, y = np.arange(columns * side), np.arange(lines * side)[:, None]
     tile = 1 + y // side * columns + x // side
     mosaic = tile * patches + y % side * side + x % side
-    left, top = borders(wh, (columns * side, lines * side))
+    left, top = border
     mosaic = mosaic[top : len(y) - top, left : len(x) - left]
     newline = np.full((len(mosaic), 1), views * patches)
     lines_ = np.concatenate([mosaic, newline], axis=1)
@@ -55,8 +55,8 @@ def rows(wh: WH, grid: WH, side: int, views: int) -> np.ndarray:
 
 
 def borders(wh: WH, mosaic: WH) -> WH:
-    """Patches of border at the left and at the top of a mosaic of patches, and as many at
-    the other ends."""
+    """Patches that hold nothing but border, at the left and at the top of a mosaic of
+    patches, and as many at the other ends; `wh` is the image in pixels."""
     (width, height), (columns, lines) = wh, mosaic
     if width / height > columns / lines:
         # Rounded before it is cut off, as the reference does against 23.999999.

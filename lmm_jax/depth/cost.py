@@ -101,7 +101,7 @@ def cost(
     """
     g = plan.geometry
     words = g.prefix + g.suffix if text is None else text
-    views = g.images * (1 + g.crops) * g.passes
+    views = g.images * g.views * g.passes
     tokens = g.patches + g.class_token
     vision = views * (
         2 * g.patches * g.patch * g.vision.width

@@ -45,7 +45,7 @@ class Geometry:
         patch: values of one patch: pixels, colours and frames.
         connector: entries of the connector's matrices, each used once per token.
         images: image slots per example.
-        crops: hi-res views per image, beside the view of the whole image.
+        crops: hi-res views per image (crops or tiles), beside the view of the whole.
         prefix, suffix: text slots before and after the visual span.
         vocab: rows of the embedding.
         pinpoints: grids of tiles (columns, rows), of which an any-resolution image has
@@ -54,6 +54,7 @@ class Geometry:
         vision_taps: vision layers after which features are taken too.
         merge: patches a side that the connector makes one token of.
         passes: images of `patches` that the vision layers read for one view.
+        fine: every view comes again as fine x fine views of the same area; 0: it does not.
     """
 
     vision: StackGeometry
@@ -74,6 +75,12 @@ class Geometry:
     vision_taps: tuple[int, ...] = ()
     merge: int = 1
     passes: int = 1
+    fine: int = 0
+
+    @property
+    def views(self) -> int:
+        """Views of an image: the whole, its crops or tiles, and the fine ones of each."""
+        return (1 + self.crops) * (1 + self.fine**2)
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 Letters: B batch, T tokens, V visual tokens, M tokens after a cut, D width, S keys,
 K key heads, H head width, A axes of rotary coordinates, I images, C views of an image
-(crops), P patches, E width of the vision stack.
+(crops), N fine views of a view, P patches, E width of the vision stack.
 """
 
 from __future__ import annotations
@@ -89,14 +89,16 @@ class VisionFeatures:
     """Output of the vision stack for every view of every image.
 
     View 0 is the whole image; the others are its hi-res crops in raster order. `rows`
-    arranges the patches of an any-resolution image as one sequence: patch p of view c is
-    c * P + p, a newline C * P, and slots that the image leaves empty are -1.
+    arranges the patches of a tiled image as one sequence: patch p of view c is c * P + p,
+    a newline C * P, and slots that the image leaves empty are -1. `fine` are the same
+    views once more, each as N views in raster order.
     """
 
     hidden: Array  # [B, I, C, P, E]
     grid: Array  # int32 [B, I, 2]; columns and rows of crops, width first
     taps: tuple[Array, ...] = ()  # hidden after the layers that `VisionSpec.taps` names
-    rows: Array | None = None  # int32 [B, I, V]; of any-resolution images
+    rows: Array | None = None  # int32 [B, I, V]; of tiled images
+    fine: Array | None = None  # [B, I, C, N, P, E]
 
 
 @struct.dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lmm_jax.depth.cost import Cost, StepCost, cost
+from lmm_jax.depth.edits import Connect
 from lmm_jax.depth.planner import Cut, Layer, Plan, Scan, make_plan
 
 HEADER = ("step", "layers", "visual", "text", "GFLOP", "KV MiB", "")
@@ -22,8 +23,10 @@ def table(plan: Plan, *, text: int | None = None, bytes_per_value: int = 2) -> s
     base = cost(make_plan(plan.geometry, ()), **args)
     rows = [HEADER, *(_row(step, plan) for step in this.steps)]
     rows.append(_total("language", this.language, this.kv_bytes, base.language, base))
+    if any(edit.projects for edit in plan.injects):
+        rows.append(_in_context(plan, args))
     g = plan.geometry
-    views = g.images * (1 + g.crops) * g.passes
+    views = g.images * g.views * g.passes
     note = f"{views} view{'s' if views > 1 else ''} through the encoder"
     rows.append(("vision", "", "", "", _giga(this.vision), "", note))
     rows.append(("projector", "", "", "", _giga(this.connector), "", ""))
@@ -64,6 +67,19 @@ def _total(
 ) -> tuple[str, ...]:
     ratio = f"{flops / base_flops:.3f} x / {kv / base.kv_bytes:.3f} x of the baseline"
     return (name, "", "", "", _giga(flops), _mib(kv), ratio)
+
+
+def _in_context(plan: Plan, args: dict) -> tuple[str, ...]:
+    """The language stack if what is injected stood in the sequence instead."""
+    g = plan.geometry
+    tokens = plan.connect.to if plan.connect else g.visual_tokens
+    tokens += sum(edit.projects for edit in plan.injects)
+    strung = cost(make_plan(g, (Connect("in context", tokens, None),)), **args)
+    text = str(strung.steps[0].text)
+    visual = str(strung.steps[0].visual)
+    mib = _mib(strung.kv_bytes)
+    note = "if the injected tokens were in the sequence"
+    return ("in context", "", visual, text, _giga(strung.language), mib, note)
 
 
 def _line(row: tuple[str, ...], widths: list[int]) -> str:

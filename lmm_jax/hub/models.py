@@ -162,9 +162,9 @@ def image_token(kind: str) -> str | None:
     return getattr(FAMILIES.get(kind), "IMAGE_TOKEN", None)
 
 
-def branches(spec: LMMSpec) -> set[str]:
-    """The branches of the parameter tree that the layout of a model holds."""
-    return {row.path.split("/")[0] for row in FAMILIES[spec.kind].rows(spec)}
+def branches(spec: LMMSpec, kind: str) -> set[str]:
+    """The branches of a model's parameter tree that a layout holds."""
+    return {row.path.split("/")[0] for row in _writer(kind).rows(spec)}
 
 
 def model_config(spec: Spec, kind: str) -> dict[str, Any]:

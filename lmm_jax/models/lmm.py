@@ -134,7 +134,12 @@ class LMM(nn.Module):
             flat_grid = jnp.repeat(grid.reshape(-1, 2), shape[2], axis=0)
             found = self.vision(flat, self.plan.vision, flat_grid)
         hidden, taps = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), found)
-        return VisionFeatures(hidden, grid, taps, batch.get("visual_rows"))
+        sizes, fine = self.plan.geometry, None
+        if sizes.fine:
+            hidden, fine = jnp.split(hidden, [1 + sizes.crops], axis=2)
+            each = *hidden.shape[:3], sizes.fine**2, *hidden.shape[3:]
+            fine = fine.reshape(each)
+        return VisionFeatures(hidden, grid, taps, batch.get("visual_rows"), fine)
 
     def _enter(self, batch: Batch, rng: Array | None) -> tuple[TokenState, Context]:
         """Assembles the sequence: text and visual spans in storage order."""
@@ -239,6 +244,7 @@ def geometry(
     prefix: int,
     suffix: int,
     pinpoints: tuple[tuple[int, int], ...] = (),
+    fine: int = 0,
     train: bool = False,
 ) -> Geometry:
     """Static sizes of a model and its prompt, for strategies and plans."""
@@ -261,6 +267,7 @@ def geometry(
         suffix=suffix,
         vocab=w.vocab,
         pinpoints=pinpoints,
+        fine=fine,
         train=train,
     )
 
@@ -274,7 +281,7 @@ def own_edits(spec: LMMSpec, sizes: Geometry) -> tuple[Edit, ...]:
 def abstract_batch(model: LMM, size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of the batch that a model reads, for tracing without data."""
     g, v = model.plan.geometry, model.spec.vision
-    text, views = g.prefix + g.suffix, 1 + g.crops
+    text = g.prefix + g.suffix
     visual = g.images * model.plan.tokens_per_image
 
     def of(dtype, *shape):
@@ -288,8 +295,8 @@ def abstract_batch(model: LMM, size: int) -> dict[str, jax.ShapeDtypeStruct]:
     }
     tiled = g.tiled_tokens
     return {
-        "images": of(jnp.uint8, g.images, views, *view),
-        "views": of(bool, g.images, views),
+        "images": of(jnp.uint8, g.images, g.views, *view),
+        "views": of(bool, g.images, g.views),
         "grid": of(jnp.int32, g.images, 2),
         "tokens": of(jnp.int32, text),
         "positions": of(jnp.int32, text),

@@ -138,7 +138,8 @@ class LMMSpec:
         remat, unroll: see `LayerStack`; they apply to both stacks.
         own: edits that belong to the model, each a hashable function of the geometry such
             as a strategy's `edits`; they come before those of a config.
-        pinpoints: grids of tiles (columns, rows) for which the model was trained.
+        mode, crops, pinpoints, fine: images for which the model was trained, as an
+            `ImageSpec` says it; "" leaves all of it to a config.
         kind: model type on the hub whose layout its checkpoints have.
     """
 
@@ -147,7 +148,10 @@ class LMMSpec:
     remat: Literal["none", "full", "dots"] = "none"
     unroll: int = 1
     own: tuple[Callable[[Geometry], tuple[Edit, ...]], ...] = ()
+    mode: str = ""
+    crops: int = 0
     pinpoints: tuple[tuple[int, int], ...] = ()
+    fine: int = 0
     kind: str = "llava"
 
     def replaced(

@@ -1,8 +1,8 @@
 """Token maps as images: mosaics of views, dilated sampling, pooling.
 
-Letters: B batch, I images, C views, P patches of one view (p a side), D width,
-S groups, M tokens per image after pooling. All grids are (columns, rows), width first,
-and all maps are row-major.
+Letters: B batch, I images, C views, N fine views of a view, P patches of one view (p a
+side), D width, S groups, M tokens per image after pooling. All grids are (columns, rows),
+width first, and all maps are row-major.
 """
 
 from __future__ import annotations
@@ -63,6 +63,30 @@ def dilated_groups(
     groups = einops.rearrange(taken, "b i (g p) d -> b i g p d", g=budget)
     groups = jnp.where(used[..., None], groups, 0)
     return einops.rearrange(groups, "b i g p d -> g b (i p) d")
+
+
+def fine_groups(fine: Array, grid: tuple[int, int], side: int) -> Array:
+    """Splits the mosaic of every view's fine views by dilated sampling.
+
+    Args:
+        fine: [B, I, C, N, P, D], fine views in raster order.
+        grid: rows and columns of patches in a view.
+        side: n, with N = n * n.
+
+    Returns:
+        [N, B, I, C, P, D]; patch p of group i * n + j is the one of row i and column j of
+        the n * n that lie where patch p of the view lies.
+    """
+    rows, columns = grid
+    mosaic = einops.rearrange(
+        fine,
+        "b i c (r s) (y x) d -> b i c (r y) (s x) d",
+        r=side,
+        y=rows,
+    )
+    return einops.rearrange(
+        mosaic, "b i c (y r) (x s) d -> (r s) b i c (y x) d", y=rows, x=columns
+    )
 
 
 def pool(tokens: Array, grid: tuple[int, int], factor: int) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+import dataclasses
 import importlib
 import pkgutil
 from types import ModuleType
@@ -28,6 +29,23 @@ def module(name: str) -> ModuleType:
             f"is a file lmm_jax/strategies/{name}.py with a function edits(geometry)."
         )
     return importlib.import_module(f"{__name__}.{name}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """A strategy with all its arguments: hashable edits that a model may own."""
+
+    name: str
+    arguments: tuple[tuple[str, Any], ...]
+
+    @classmethod
+    def of(cls, name: str, arguments: Mapping[str, Any]) -> Chosen:
+        """Of a strategy and what differs from its defaults."""
+        defaults = module(name).edits.__kwdefaults__ or {}
+        return cls(name, tuple({**defaults, **arguments}.items()))
+
+    def __call__(self, geometry: Geometry) -> tuple[Edit, ...]:
+        return build({self.name: dict(self.arguments)}, geometry)
 
 
 def build(

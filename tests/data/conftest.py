@@ -66,7 +66,7 @@ def llama_3(tmp_path_factory) -> Tokenizer:
 
 MARKS = ["<|endoftext|>", "<|eot_id|>", "<|im_start|>", "<|im_end|>"]
 MARKS += ["<|start_header_id|>", "<|end_header_id|>", "</s>"]
-MARKS += ["<|begin_of_text|>", "<|end_of_text|>"]
+MARKS += ["<|begin_of_text|>", "<|end_of_text|>", "<|end|>"]
 
 
 def byte_level(folder: Path, post, names: dict) -> Tokenizer:

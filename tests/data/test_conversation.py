@@ -89,6 +89,14 @@ GOLDEN_PHI = [
         ["A<|im_end|>", "B<|im_end|>"],
     ),
     (
+        "phi3_instruct",
+        ("Q", "A", "R", "B"),
+        "<|system|>\nYou are a helpful AI assistant.<|end|>\n"
+        "<|user|>\nQ<|end|>\n<|assistant|>\nA<|end|>\n"
+        "<|user|>\nR<|end|>\n<|assistant|>\nB<|end|>\n",
+        ["A<|end|>", "B<|end|>"],
+    ),
+    (
         "llava_llama_3",
         ("Q", "A"),
         "<|start_header_id|>system<|end_header_id|>\n\nYou are a helpful language and "

@@ -15,6 +15,7 @@ from lmm_jax.data.images import (
     candidates,
     choose_grid,
     load,
+    real,
     rgb,
     views,
 )
@@ -69,6 +70,31 @@ def test_pixels_of_the_reference(golden, case, grid):
         np.testing.assert_allclose(normalised[: len(wanted)], wanted, atol=1e-5)
         assert not found[len(wanted) :].any()
         assert len(found) == spec.views
+
+
+def test_pixels_of_tiles_with_fine_views(golden):
+    arrays = golden("deepstack/preprocess")
+    config = arrays["meta"]["config"]
+    spec = ImageSpec(
+        config["crop_size"],
+        mode="stretch",
+        fine=2,
+        pinpoints=candidates(config["num_crops"]),
+        patches=3,
+        mean=tuple(config["image_mean"]),
+        std=tuple(config["image_std"]),
+    )
+    keys = [key for key in arrays if key.startswith("out/pixels_hd_")]
+    assert keys
+    for key in keys:
+        number = key.rsplit("_", 1)[1]
+        found, chosen = views(Image.fromarray(arrays[f"in/image_{number}"]), spec)
+        assert chosen == tuple(arrays[f"out/grid_hd_{number}"].tolist())
+        has = real(chosen, spec)
+        ours = (found / np.float32(255) - np.float32(spec.mean)) / spec.std
+        wanted = arrays[key].transpose(0, 2, 3, 1)
+        np.testing.assert_allclose(ours[has], wanted, atol=1e-5)
+        assert not found[~has].any() and len(found) == 25
 
 
 @pytest.mark.parametrize("wh", [(7, 4), (4, 7), (5, 5), (1, 6), (9, 1), (6, 3)])
@@ -157,6 +183,16 @@ def test_files_that_cannot_be_read(tmp_path):
         ({"mode": "squash"}, "pad, crop, stretch"),
         ({"crops": 4}, "mode='stretch'"),
         ({"mode": "stretch", "crops": 1}, "crops=1"),
+        ({"mode": "pad", "pinpoints": ((2, 1),), "patches": 2}, "no other"),
+        ({"mode": "stretch", "pinpoints": ((2, 1),)}, "patches=0: they go together"),
+        (
+            {"mode": "stretch", "crops": 4, "fine": 2},
+            "fine views are of stretched tiles",
+        ),
+        (
+            {"mode": "stretch", "crops": 4, "pinpoints": ((2, 1),), "patches": 2},
+            "either crops or tiles",
+        ),
         ({"grid": "hexagonal"}, "aspect, square"),
         ({"resample": "magic"}, "bicubic"),
     ],

@@ -10,6 +10,7 @@ import pytest
 from lmm_jax import strategies
 from lmm_jax.depth import make_plan
 from lmm_jax.depth.cost import cost, kv_bytes, layer_flops
+from lmm_jax.depth.table import table
 from lmm_jax.models import lmm
 from lmm_jax.models.specs import LMMSpec, named
 from tests.tiny import SPEC, Tiny
@@ -98,11 +99,20 @@ def test_fastv_flops_as_published(layer, ratio, published):
     assert 100 * ours == pytest.approx(published, rel=0.02)
 
 
-def test_deepstack_is_free_for_the_language_model():
-    stacked, baseline = plan(crops=4, deepstack={}), plan()
+@pytest.mark.parametrize("language", ["vicuna-7b", "vicuna-13b"])
+def test_deepstack_is_free_for_the_language_model(language):
+    stacked, baseline = plan(language, crops=4, deepstack={}), plan(language)
     assert cost(stacked).language == cost(baseline).language
     assert cost(stacked).kv_bytes == cost(baseline).kv_bytes
     assert cost(stacked).vision == pytest.approx(5 * cost(baseline).vision)
+    # The additions themselves, which are not counted: one per stacked value.
+    added = 4 * 576 * stacked.geometry.language.width
+    assert added < 1e-5 * cost(baseline).language
+    strung = cost(plan(language, crops=4, llava_hires={}))
+    line = next(row for row in table(stacked).splitlines() if "in context" in row)
+    assert f"{strung.language / 1e9:,.1f}" in line
+    assert f"{strung.kv_bytes / 2**20:,.1f}" in line
+    assert strung.language > 4 * cost(stacked).language
 
 
 def test_a_layer_by_hand():
@@ -120,7 +130,7 @@ def test_the_compiler_agrees_on_one_layer():
     g = this.geometry
     rolled, unrolled = (_compiled_flops(tiny, this, n) for n in (1, 0))
     language = layer_flops(g.language, this.entrance.length, "all")
-    vision = layer_flops(g.vision, g.patches + 1, "all") * (1 + g.crops)
+    vision = layer_flops(g.vision, g.patches + 1, "all") * g.views
     expected = (g.language.depth - 1) * language + (g.vision_layers - 1) * vision
     # Norms, softmax and rotary embedding come on top of the matrix products.
     assert 1.0 < (unrolled - rolled) / expected < 1.2

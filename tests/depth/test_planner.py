@@ -200,6 +200,7 @@ def test_refusals_name_the_edit_and_the_remedy(edits, changes, says):
         ({"deepstack": {}}, 0, "image.crops=0"),
         ({"deepstack": {"interval": 0}}, 4, "interval >= 1"),
         ({"deepstack": {"groups": 5}}, 4, "groups=5"),
+        ({"deepstack_hd": {}}, 4, "image.fine=0"),
         ({"llava_hires": {}}, 0, "image.crops=0"),
         ({"average_pool": {"factor": 5}}, 0, "does not divide the 24 x 24"),
     ],

@@ -11,6 +11,7 @@ config     spec -> `config.json`
 """
 
 from lmm_jax.hub.families import (
+    deepstack,
     llama,
     llava,
     llava_next,
@@ -21,5 +22,15 @@ from lmm_jax.hub.families import (
     vision,
 )
 
-ALL = (llama, phi, phi3, vision, llava, llava_next, llava_original, qwen3_vl)
+ALL = (
+    llama,
+    phi,
+    phi3,
+    vision,
+    llava,
+    llava_next,
+    llava_original,
+    deepstack,
+    qwen3_vl,
+)
 FAMILIES = {kind: f for f in ALL for kind in f.KINDS}

@@ -31,6 +31,7 @@ def read(f: Fields) -> LMMSpec:
     return dataclasses.replace(
         spec,
         own=(anyres.edits,),
+        mode="anyres",
         pinpoints=grids(pixels, spec.vision.image),
         kind="llava_next",
     )

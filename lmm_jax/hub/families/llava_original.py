@@ -6,6 +6,7 @@ own folder. The image token has no row in the vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
@@ -38,11 +39,12 @@ _ABOUT_TRAINING = """
     tokenizer_model_max_length mm_projector_lr mm_vision_tower_lr unfreeze_vision_tower
     unfreeze_mm_vision_tower continuous_training image_aspect_ratio image_grid_pinpoints
     mm_use_im_patch_token pretrain_mm_mlp_adapter group_by_modality_length
+    model_max_length image_crop_resolution image_split_resolution
 """
 
 
-def read(f: Fields) -> LMMSpec:
-    """The spec of a config.
+def read(f: Fields, kinds: Mapping[str, str] = KINDS) -> LMMSpec:
+    """The spec of a config; `kinds` are those of a layout that follows this one.
 
     Raises:
         ValueError: a field that we do not know, or a value that we cannot compute; a
@@ -68,7 +70,7 @@ def read(f: Fields) -> LMMSpec:
     f.only("mm_hidden_size", seen.merged)
     for name in _ABOUT_TRAINING.split():
         f.take(name, None)
-    language = LANGUAGES[KINDS[kind]].read(f.called(KINDS[kind]))
+    language = LANGUAGES[kinds[kind]].read(f.called(kinds[kind]))
     # Only this layout knows of scales; what it shares is kept in that of transformers.
     kept = dict(kind=kind) if seen.scales else {}
     return LMMSpec(seen.read_at(layer), language, **kept)
@@ -89,7 +91,7 @@ def fused(spec: LMMSpec) -> Fused:
     return fused_of(LANGUAGES[spec.language.kind], spec.language)
 
 
-def config(spec: LMMSpec) -> dict[str, Any]:
+def config(spec: LMMSpec, kinds: Mapping[str, str] = KINDS) -> dict[str, Any]:
     """A `config.json` from which `read` gives `spec` again.
 
     Raises:
@@ -98,21 +100,24 @@ def config(spec: LMMSpec) -> dict[str, Any]:
     v, w = spec.vision, spec.language
     sizes = vision.config(v)
     names = [name for name, tower in TOWERS.items() if vision.config(tower) == sizes]
-    kinds = {language: kind for kind, language in reversed(KINDS.items())}
-    if not names or w.kind not in kinds:
+    called = {language: kind for kind, language in reversed(kinds.items())}
+    if not names or w.kind not in called:
         raise ValueError(
             f"the original layout names its tower ({', '.join(TOWERS)}) and knows "
-            f"{', '.join(kinds)}; this model is {v.kind} of width {v.block.width} with "
+            f"{', '.join(called)}; this model is {v.kind} of width {v.block.width} with "
             f"{w.kind}: use kind='llava'."
         )
     return {
         **LANGUAGES[w.kind].config(w),
-        "model_type": kinds[w.kind],
+        "model_type": called[w.kind],
         "architectures": ["LlavaLlamaForCausalLM"] if w.kind == "llama" else [],
         "mm_vision_tower": names[0],
         "mm_vision_select_layer": v.run - v.depth - 1,
         "mm_vision_select_feature": "patch",
         "mm_projector_type": "mlp2x_gelu",
         "mm_hidden_size": v.merged,
+        # Without these, the original code adds a token and reads the tower elsewhere.
+        "mm_use_im_patch_token": False,
+        "unfreeze_mm_vision_tower": True,
         "use_s2": bool(v.scales),
     }
