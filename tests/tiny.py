@@ -24,6 +24,7 @@ BUDGETS = {  # arguments under which each strategy really does something here
     "anyres": {},
     "average_pool": {"factor": 2},
     "deepstack": {"start": 1, "interval": 1},
+    "deepstack_v": {"start": 1},
     "fastv": {"layer": 2, "keep": 9},
     "llava": {},
     "llava_hires": {},

@@ -29,7 +29,7 @@ def edits(
     *,
     start: int = 1,
     interval: int = 1,
-    groups: int = 0,
+    groups: int | None = None,
     order: Order = "2d",
 ) -> tuple[Inject, ...]:
     """Returns the injections of DeepStack-L.
@@ -38,35 +38,49 @@ def edits(
         geometry: static sizes; its `crops` is the budget of hi-res views.
         start: language layer before which the first group is added.
         interval: layers from one group to the next.
-        groups: how many groups are stacked, from the first; 0 means one per hi-res view.
-            Groups that would fall behind the last layer are left out.
+        groups: how many groups are stacked, from the first; None means one per hi-res
+            view. Groups that would fall behind the last layer are left out.
         order: how the mosaic is split; "2d" is the paper's, "1d" and "grid" its ablation.
 
     Raises:
         ValueError: no hi-res views to stack, or an impossible place.
     """
-    if geometry.crops < 1:
-        raise ValueError(
-            f"deepstack stacks hi-res views, but image.crops={geometry.crops}: set "
-            "image.crops to the budget of views (4 in the paper)."
-        )
-    if start < 0 or interval < 1:
-        raise ValueError(
-            f"deepstack.start={start}, interval={interval}: use start >= 0 and "
-            "interval >= 1."
-        )
-    if not 0 <= groups <= geometry.crops:
-        raise ValueError(
-            f"deepstack.groups={groups}, but there are {geometry.crops} hi-res views: use "
-            f"0 (all) to {geometry.crops}."
-        )
-    layers = range(start, geometry.language.depth, interval)
-    layers = tuple(layers)[: groups or geometry.crops]
+    depth, crops = geometry.language.depth, geometry.crops
+    layers = places("deepstack", depth, crops, start, interval, groups)
     if not layers:
         return ()
     op = StackedViews(geometry.grid[1], len(layers), order)
-    projects = geometry.crops * geometry.patches
-    return (Inject("deepstack", layers, op, projects),)
+    return (Inject("deepstack", layers, op, projects=crops * geometry.patches),)
+
+
+def lossless(geometry: Geometry, tokens: int) -> dict[str, int]:
+    """Arguments at which stacking must do nothing."""
+    return dict(groups=0)
+
+
+def places(
+    name: str, depth: int, crops: int, start: int, interval: int, groups: int | None
+) -> tuple[int, ...]:
+    """The layers, fewer than `depth`, that get a group each.
+
+    Raises:
+        ValueError: no hi-res views to stack, or an impossible place.
+    """
+    if crops < 1:
+        raise ValueError(
+            f"{name} stacks hi-res views, but image.crops={crops}: set image.crops to the "
+            "budget of views (4 in the paper)."
+        )
+    if start < 0 or interval < 1:
+        raise ValueError(
+            f"{name}.start={start}, interval={interval}: use start >= 0 and interval >= 1."
+        )
+    groups = crops if groups is None else groups
+    if not 0 <= groups <= crops:
+        raise ValueError(
+            f"{name}.groups={groups}, but there are {crops} hi-res views: use 0 to {crops}."
+        )
+    return tuple(range(start, depth, interval))[:groups]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -67,6 +67,20 @@ def test_vision_flops():
     assert cost(plan(crops=4)).vision / 1e12 == pytest.approx(1.83, rel=0.01)
 
 
+@pytest.mark.parametrize("start", [0, 8, 20])
+def test_vision_flops_of_deepstack_v(start):
+    """arXiv:2406.04334, DeepStack-V: five views up to `start`, one from there on."""
+    one, five = (cost(plan(crops=crops)).vision for crops in (0, 4))
+    g = plan().geometry
+    embedded = 2 * g.patches * g.patch * g.vision.width
+    layer = (one - embedded) / g.vision_layers
+    stacked = cost(plan(crops=4, deepstack_v=dict(start=start)))
+    assert stacked.vision == pytest.approx(five - 4 * (23 - start) * layer)
+    assert stacked.language == cost(plan()).language
+    if start == 20:
+        assert stacked.vision / 1e12 == pytest.approx(1.64, rel=0.01)
+
+
 def test_cache_bytes():
     """288 MiB for 576 visual tokens at 7B in bfloat16."""
     this = plan(text=0)
