@@ -25,6 +25,7 @@ BUDGETS = {  # arguments under which each strategy really does something here
     "average_pool": {"factor": 2},
     "deepstack": {"start": 1, "interval": 1},
     "deepstack_v": {"start": 1},
+    "deepstack_whole": {"start": 2, "groups": 2, "inputs": False},
     "fastv": {"layer": 2, "keep": 9},
     "llava": {},
     "llava_hires": {},
