@@ -89,6 +89,25 @@ class Tiny:
         predicted = batch["valid"] & (batch["positions"] > 0)
         return np.asarray(logits) * predicted[..., None]
 
+    def decoded(self, plan: Plan, batch, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """The last `count` tokens of each row, read one by one after a prefill.
+
+        Returns:
+            Logits [B, count, W] that predict them, and their text slots int [B, count].
+        """
+        prompt = dict(batch, valid=batch["valid"].copy())
+        slots = np.stack([np.flatnonzero(row)[-count:] for row in batch["valid"]])
+        np.put_along_axis(prompt["valid"], slots, False, axis=1)
+        new = np.take_along_axis(batch["tokens"], slots, 1)
+        prefill, decode = _steps(self.model(plan), count)
+        logits, cache = prefill(self.params, prompt)
+        found = []
+        for step in range(count):
+            found.append(np.asarray(logits))
+            logits, cache = decode(self.params, new[:, step], cache)
+        assert cache.step == count
+        return np.stack(found, axis=1), slots
+
     def batch(self, plan: Plan, seed: int = 0, rows: int = 3) -> dict[str, np.ndarray]:
         """Row 0 has two images, row 1 one, row 2 none (repeating); lengths differ."""
         rng = np.random.default_rng(seed)
@@ -135,6 +154,19 @@ class Tiny:
 def _put(arrays, row: int, slot: int, at: int) -> None:
     arrays["positions"][row, slot] = at
     arrays["valid"][row, slot] = True
+
+
+@functools.cache
+def _steps(model: lmm.LMM, slots: int):
+    """Programs of prefill and of one decode step."""
+
+    def prefill(params, batch):
+        return model.apply({"params": params}, batch, slots=slots, method="prefill")
+
+    def decode(params, tokens, cache):
+        return model.apply({"params": params}, tokens, cache, method="decode")
+
+    return jax.jit(prefill), jax.jit(decode)
 
 
 @functools.cache

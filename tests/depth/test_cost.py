@@ -140,6 +140,19 @@ def test_the_compiler_agrees_on_one_layer():
     assert 1.0 < (unrolled - rolled) / expected < 1.2
 
 
+def test_the_compiler_agrees_that_views_end_where_they_are_stacked():
+    tiny = Tiny.make()
+    early, late = (
+        tiny.plan(tiny.strategy("deepstack_v", start=start), images=1)
+        for start in (0, 2)
+    )
+    g = late.geometry
+    expected = 2 * g.crops * layer_flops(g.vision, g.patches + 1, "all")
+    saved = _compiled_flops(tiny, late, 0) - _compiled_flops(tiny, early, 0)
+    assert 1.0 < saved / expected < 1.2
+    assert cost(late).vision - cost(early).vision == pytest.approx(expected)
+
+
 def _compiled_flops(tiny, this, unroll):
     model = lmm.LMM(dataclasses.replace(SPEC, unroll=unroll), this)
     batch = lmm.abstract_batch(model, 1)
