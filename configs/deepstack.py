@@ -6,9 +6,9 @@ python -m lmm_jax.train --config=configs/deepstack.py \\
     --config.init.run=runs/deepstack-vicuna-7b-pretrain
 python -m lmm_jax.train --config=configs/deepstack.py:form=hd --config.init.load=HF_DIR
 
-`form=l` stacks them into language layers 1..4 of LLaVA-1.5, `form=hd` into those of
-LLaVA-NeXT, from whose folder it starts. `tower=true` lets the vision tower learn, as it
-does with `form=hd`.
+`form=l` stacks them into language layers 1..4 of LLaVA-1.5, `form=v` into the last layers
+of its vision tower, `form=hd` into language layers of LLaVA-NeXT, from whose folder it
+starts. The tower learns with `form=v`, `form=hd` and `tower=true`.
 """
 
 import math
@@ -18,6 +18,7 @@ from lmm_jax.data.images import candidates
 
 FORMS = {
     "l": dict(strategy="deepstack", start=1, grid="aspect", tower=False),
+    "v": dict(strategy="deepstack_v", start=20, grid="square", tower=True),
     "hd": dict(strategy="deepstack_hd", start=1, grid="aspect", tower=True),
 }
 TEMPLATES = {"phi-3-mini": "phi3_instruct"}

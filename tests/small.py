@@ -19,7 +19,7 @@ def small_config(
     c.name = strategy
     c.workdir = str(folder / "run")
     c.model.remat = "none"
-    if strategy in ("deepstack", "llava_hires"):
+    if strategy in ("deepstack", "deepstack_v", "llava_hires"):
         presets.hires_views(c, 4, grid="square")
     c.strategy[strategy] = dict(BUDGETS[strategy])
     pages = folder / "pages"

@@ -12,7 +12,7 @@ import pytest
 
 from lmm_jax import experiment, train
 from lmm_jax.decode import Generator
-from lmm_jax.depth import Cut, Layer, Scan
+from lmm_jax.depth import Cut, Fold, Layer, Scan
 from lmm_jax.models import lmm, specs
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -41,6 +41,8 @@ def traced_update(exp):
     [
         ("deepstack", "lm=vicuna-7b"),
         ("deepstack", "lm=vicuna-13b"),
+        ("deepstack", "form=v,lm=vicuna-7b"),
+        ("deepstack", "form=v,lm=vicuna-13b"),
         ("deepstack", "form=hd,lm=vicuna-7b"),
         ("deepstack", "form=hd,lm=vicuna-13b"),
         ("deepstack", "lm=phi-3-mini"),
@@ -77,12 +79,21 @@ def loops(text: str) -> int:
     return text.count("stablehlo.while")
 
 
-@pytest.mark.parametrize("name", ["llava", "deepstack", "fastv", "compose"])
-def test_one_loop_per_scan_of_the_plan_whatever_the_depth(name):
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [
+        ("llava", ""),
+        ("deepstack", ""),
+        ("deepstack", "form=v"),
+        ("fastv", ""),
+        ("compose", ""),
+    ],
+)
+def test_one_loop_per_scan_of_the_plan_whatever_the_depth(name, argument):
     """Program size does not grow with depth: 7B's 32 layers and 12 give the same."""
     sizes = []
     for depth in (12, 32):
-        exp = build(name)
+        exp = build(name, argument)
         language = dataclasses.replace(exp.spec.language, depth=depth)
         spec = dataclasses.replace(exp.spec, language=language)
         exp.__dict__["spec"] = spec  # the cached sizes
@@ -98,7 +109,7 @@ def test_one_loop_per_scan_of_the_plan_whatever_the_depth(name):
         scans = [step for step in steps if isinstance(step, Scan)]
         assert loops(text) == len(scans)
         sizes.append(text.count("\n"))
-        assert all(isinstance(s, Scan | Layer | Cut) for s in steps)
+        assert all(isinstance(s, Scan | Layer | Cut | Fold) for s in steps)
     assert abs(sizes[1] - sizes[0]) < 0.03 * sizes[0]  # a slice more or less
 
 

@@ -25,12 +25,15 @@ BUDGETS = {  # arguments under which each strategy really does something here
     "average_pool": {"factor": 2},
     "deepstack": {"start": 1, "interval": 1},
     "deepstack_hd": {"start": 1, "interval": 2},
+    "deepstack_v": {"start": 1},
+    "deepstack_whole": {"start": 2, "groups": 2, "inputs": False},
     "fastv": {"layer": 2, "keep": 9},
     "llava": {},
     "llava_hires": {},
     "random": {"keep": 5},
     "uniform": {"keep": 4},
 }
+NEEDS = {"deepstack_hd": {"fine": 2}}  # more views than others read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +55,6 @@ class Tiny:
             prefix=PREFIX,
             suffix=SUFFIX,
             pinpoints=GRIDS,
-            fine=2,
         )
         params = {}
         for edits in ((), strategies.build({"anyres": {}}, geometry)):
@@ -69,12 +71,15 @@ class Tiny:
         return cls(geometry, jax.tree.unflatten(tree, noisy))
 
     def plan(self, edits: tuple[Edit, ...] = (), *, mode="drop", **changes) -> Plan:
+        for edit in edits:
+            changes = NEEDS.get(getattr(edit, "name", None), {}) | changes
         geometry = dataclasses.replace(self.geometry, **changes)
         return make_plan(geometry, edits, mode=mode)
 
     def strategy(self, name: str, **arguments) -> tuple[Edit, ...]:
         arguments = arguments or BUDGETS[name]
-        return strategies.build({name: arguments}, self.geometry)
+        geometry = dataclasses.replace(self.geometry, **NEEDS.get(name, {}))
+        return strategies.build({name: arguments}, geometry)
 
     def model(self, plan: Plan, spec: specs.LMMSpec = SPEC) -> lmm.LMM:
         return lmm.LMM(spec, plan)
@@ -88,6 +93,25 @@ class Tiny:
         logits = _forward(self.model(plan))(params or self.params, batch)[1]
         predicted = batch["valid"] & (batch["positions"] > 0)
         return np.asarray(logits) * predicted[..., None]
+
+    def decoded(self, plan: Plan, batch, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """The last `count` tokens of each row, read one by one after a prefill.
+
+        Returns:
+            Logits [B, count, W] that predict them, and their text slots int [B, count].
+        """
+        prompt = dict(batch, valid=batch["valid"].copy())
+        slots = np.stack([np.flatnonzero(row)[-count:] for row in batch["valid"]])
+        np.put_along_axis(prompt["valid"], slots, False, axis=1)
+        new = np.take_along_axis(batch["tokens"], slots, 1)
+        prefill, decode = _steps(self.model(plan), count)
+        logits, cache = prefill(self.params, prompt)
+        found = []
+        for step in range(count):
+            found.append(np.asarray(logits))
+            logits, cache = decode(self.params, new[:, step], cache)
+        assert cache.step == count
+        return np.stack(found, axis=1), slots
 
     def batch(self, plan: Plan, seed: int = 0, rows: int = 3) -> dict[str, np.ndarray]:
         """Row 0 has two images, row 1 one, row 2 none (repeating); lengths differ."""
@@ -139,6 +163,19 @@ class Tiny:
 def _put(arrays, row: int, slot: int, at: int) -> None:
     arrays["positions"][row, slot] = at
     arrays["valid"][row, slot] = True
+
+
+@functools.cache
+def _steps(model: lmm.LMM, slots: int):
+    """Programs of prefill and of one decode step."""
+
+    def prefill(params, batch):
+        return model.apply({"params": params}, batch, slots=slots, method="prefill")
+
+    def decode(params, tokens, cache):
+        return model.apply({"params": params}, tokens, cache, method="decode")
+
+    return jax.jit(prefill), jax.jit(decode)
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from lmm_jax.depth.edits import (
 )
 from lmm_jax.depth.geometry import Geometry, StackGeometry
 from lmm_jax.depth.layout import Layout, Span
-from lmm_jax.depth.planner import Cut, Feed, Layer, Plan, Scan, make_plan
+from lmm_jax.depth.planner import Cut, Feed, Fold, Layer, Plan, Scan, make_plan
 from lmm_jax.depth.roles import Role
 from lmm_jax.depth.state import (
     Context,
@@ -35,6 +35,7 @@ __all__ = [
     "Cut",
     "Edit",
     "Feed",
+    "Fold",
     "Geometry",
     "Inject",
     "Keep",

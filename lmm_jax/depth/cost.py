@@ -15,7 +15,7 @@ from typing import Literal
 
 from lmm_jax.depth.geometry import StackGeometry
 from lmm_jax.depth.layout import Layout
-from lmm_jax.depth.planner import Cut, Layer, Plan, Step
+from lmm_jax.depth.planner import Cut, Fold, Layer, Plan, Step
 
 Pairs = Literal["visible", "all"]
 
@@ -101,12 +101,6 @@ def cost(
     """
     g = plan.geometry
     words = g.prefix + g.suffix if text is None else text
-    views = g.images * g.views * g.passes
-    tokens = g.patches + g.class_token
-    vision = views * (
-        2 * g.patches * g.patch * g.vision.width
-        + g.vision_layers * layer_flops(g.vision, tokens, pairs)
-    )
     projected = plan.connect.to if plan.connect else g.visual_tokens
     projected += sum(edit.projects for edit in plan.injects)
     connector = 2.0 * g.images * projected * g.connector
@@ -116,7 +110,7 @@ def cost(
     decode = head + sum(
         weight_flops(g.language) + pair_flops(g.language) * count for count in keys
     )
-    return Cost(vision, connector, head, steps, decode)
+    return Cost(_vision_flops(plan, pairs), connector, head, steps, decode)
 
 
 def layer_flops(stack: StackGeometry, tokens: int, pairs: Pairs = "visible") -> float:
@@ -156,6 +150,18 @@ def train_flops(plan: Plan, *, frozen_vision: bool) -> float:
     return (1 if frozen_vision else 3) * c.vision + 3 * (
         c.connector + c.language + head
     )
+
+
+def _vision_flops(plan: Plan, pairs: Pairs) -> float:
+    g = plan.geometry
+    views, tokens = g.images * g.views * g.passes, g.patches + g.class_token
+    flops = 2.0 * views * g.patches * g.patch * g.vision.width
+    for step in plan.vision:
+        if isinstance(step, Fold):
+            views //= step.views
+        else:
+            flops += views * _layers(step) * layer_flops(g.vision, tokens, pairs)
+    return flops
 
 
 def _steps(

@@ -85,18 +85,24 @@ class Reduce:
 class Inject:
     """Adds `op(vision, project)[i]` to the visual span before `layers[i]`.
 
+    In the vision stack the op reads all views as they are before `layers[0]`. There the
+    hi-res ones end: the view of the whole image goes on alone, with what the op made of
+    them. Nothing is projected yet, so `project` is the identity.
+
     Attributes:
         name: unique in a plan; also the name of the buffer in `Context.aligned`.
-        layers: ascending language layers, one per row of the buffer; the depth of the
-            stack means after its last layer.
+        layers: ascending layers of the stack, one per row of the buffer; the number of
+            layers that run means after the last of them.
         op: `VisionFeatures, Project -> [len(layers), B, V, D]`, evaluated once.
         projects: tokens per image that pass a projector for it, which is its cost.
+        stack: where it acts; at most one per plan in "vision".
     """
 
     name: str
     layers: tuple[int, ...]
     op: Callable[[VisionFeatures, Project], Array]
     projects: int = 0
+    stack: Literal["language", "vision"] = "language"
 
 
 @dataclasses.dataclass(frozen=True)

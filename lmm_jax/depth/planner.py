@@ -71,6 +71,15 @@ Step = Scan | Layer | Cut
 
 
 @dataclasses.dataclass(frozen=True)
+class Fold:
+    """In the vision stack: `edit` reads all `views` of every image. Those of the whole
+    images go on alone, and later steps feed them what it made."""
+
+    views: int
+    edit: Inject
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan:
     """What is run. Hashable: a static argument of every compiled function.
 
@@ -88,7 +97,7 @@ class Plan:
 
     geometry: Geometry
     edits: tuple[Edit, ...]
-    vision: tuple[Step, ...]
+    vision: tuple[Step | Fold, ...]
     language: tuple[Step, ...]
     layouts: tuple[Layout, ...]
     entrance: Layout
@@ -99,7 +108,8 @@ class Plan:
 
     @property
     def injects(self) -> tuple[Inject, ...]:
-        return tuple(e for e in self.edits if isinstance(e, Inject))
+        """Those of the language stack."""
+        return _injects(self.edits, "language")
 
 
 def make_plan(
@@ -124,11 +134,12 @@ def make_plan(
     for edit in reduces:
         _check_reduce(edit, geometry)
     _check_sites(reduces)
-    injects = sorted(
-        (e for e in edits if isinstance(e, Inject)), key=lambda e: (e.layers, e.name)
-    )
+    injects, stacked = _injects(edits, "language"), _injects(edits, "vision")
     for edit in injects:
         _check_inject(edit, geometry.language.depth)
+    for edit in stacked:
+        _check_inject(edit, geometry.vision_layers)
+        _check_fold(edit, geometry, (*stacked, *injects, *connects))
 
     compress = tuple(e for e in reduces if e.at == CONNECTOR)
     connected = connect.to if connect else geometry.visual_tokens
@@ -155,8 +166,8 @@ def make_plan(
         )
     return Plan(
         geometry=geometry,
-        edits=(*((connect,) if connect else ()), *reduces, *injects, *tunes),
-        vision=_vision_steps(geometry),
+        edits=(*connects, *stacked, *reduces, *injects, *tunes),
+        vision=_vision_steps(geometry, stacked),
         language=language,
         layouts=_layouts(entrance, language, mode),
         entrance=entrance,
@@ -167,10 +178,22 @@ def make_plan(
     )
 
 
-def _vision_steps(geometry: Geometry) -> tuple[Step, ...]:
+def _injects(edits: Sequence[Edit], stack: str) -> tuple[Inject, ...]:
+    """The injections into one stack, in the order of their layers."""
+    found = (e for e in edits if isinstance(e, Inject) and e.stack == stack)
+    return tuple(sorted(found, key=lambda e: (e.layers, e.name)))
+
+
+def _vision_steps(
+    geometry: Geometry, stacked: Sequence[Inject]
+) -> tuple[Step | Fold, ...]:
     """The vision stack, cut after each layer whose features are read."""
-    ends = sorted({0, geometry.vision_layers, *(t + 1 for t in geometry.vision_taps)})
-    return tuple(Scan(start, stop) for start, stop in itertools.pairwise(ends))
+    ends = {tap + 1 for tap in geometry.vision_taps}
+    steps = list(_steps(geometry.vision_layers, (), stacked, ends))
+    for edit in stacked:
+        first = next(i for i, step in enumerate(steps) if step.feeds)
+        steps.insert(first, Fold(1 + geometry.crops, edit))
+    return tuple(steps)
 
 
 def _steps(
@@ -357,6 +380,25 @@ def _check_inject(edit: Inject, depth: int) -> None:
         raise ValueError(
             f"{edit.name} injects before layers {list(edit.layers)}; they must ascend "
             "without repeats, one per row of its buffer."
+        )
+
+
+def _check_fold(edit: Inject, geometry: Geometry, readers: Sequence[Edit]) -> None:
+    others = [other.name for other in readers if other is not edit]
+    if others:
+        raise ValueError(
+            f"{', '.join(others)} may read hi-res views, but {edit.name} ends them before "
+            f"vision layer {edit.layers[0]}: remove one of them."
+        )
+    if geometry.fine:
+        raise ValueError(
+            f"{edit.name} stacks hi-res views, and finer ones (image.fine={geometry.fine}) "
+            "would be read by nothing: use image.fine=0."
+        )
+    if geometry.fixed_grid is None or geometry.passes > 1:
+        raise ValueError(
+            f"{edit.name} stacks views inside the vision stack, which must read each of "
+            "them once and at one size: choose another vision tower."
         )
 
 

@@ -88,10 +88,11 @@ OBSERVABLE = tuple(Observation.__dataclass_fields__)
 class VisionFeatures:
     """Output of the vision stack for every view of every image.
 
-    View 0 is the whole image; the others are its hi-res crops in raster order. `rows`
-    arranges the patches of a tiled image as one sequence: patch p of view c is c * P + p,
-    a newline C * P, and slots that the image leaves empty are -1. `fine` are the same
-    views once more, each as N views in raster order.
+    View 0 is the whole image; the others are its hi-res crops in raster order, unless an
+    `Inject` has stacked them into the vision layers, after which C is 1. `rows` arranges
+    the patches of a tiled image as one sequence: patch p of view c is c * P + p, a newline
+    C * P, and slots that the image leaves empty are -1. `fine` are the same views once
+    more, each as N views in raster order.
     """
 
     hidden: Array  # [B, I, C, P, E]

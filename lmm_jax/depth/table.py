@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lmm_jax.depth.cost import Cost, StepCost, cost
 from lmm_jax.depth.edits import Connect
-from lmm_jax.depth.planner import Cut, Layer, Plan, Scan, make_plan
+from lmm_jax.depth.planner import Cut, Fold, Layer, Plan, Scan, make_plan
 
 HEADER = ("step", "layers", "visual", "text", "GFLOP", "KV MiB", "")
 
@@ -25,10 +25,7 @@ def table(plan: Plan, *, text: int | None = None, bytes_per_value: int = 2) -> s
     rows.append(_total("language", this.language, this.kv_bytes, base.language, base))
     if any(edit.projects for edit in plan.injects):
         rows.append(_in_context(plan, args))
-    g = plan.geometry
-    views = g.images * g.views * g.passes
-    note = f"{views} view{'s' if views > 1 else ''} through the encoder"
-    rows.append(("vision", "", "", "", _giga(this.vision), "", note))
+    rows.append(("vision", "", "", "", _giga(this.vision), "", _views(plan)))
     rows.append(("projector", "", "", "", _giga(this.connector), "", ""))
     widths = [max(len(row[i]) for row in rows) for i in range(6)]
     lines = [_line(row, widths) for row in rows]
@@ -60,6 +57,17 @@ def _row(step: StepCost, plan: Plan) -> tuple[str, ...]:
     mib = _mib(step.kv_bytes)
     counts = (str(step.visual), str(step.text))
     return (kind, layers, *counts, _giga(step.flops), mib, note)
+
+
+def _views(plan: Plan) -> str:
+    """How many views the encoder reads, and where they are stacked into fewer."""
+    g = plan.geometry
+    views = g.images * g.views * g.passes
+    for fold in (step for step in plan.vision if isinstance(step, Fold)):
+        name, layers = fold.edit.name, fold.edit.layers
+        rest = f"{views // fold.views} + {name}[0:{len(layers)}]"
+        return f"{views} views before layer {layers[0]}, from there on {rest}"
+    return f"{views} view{'s' if views > 1 else ''} through the encoder"
 
 
 def _total(

@@ -126,14 +126,16 @@ class LMM(nn.Module):
         return self.language.logits(hidden)
 
     def features(self, batch: Batch) -> VisionFeatures:
-        """Vision features of every view of every image."""
+        """Vision features of every view of every image that the plan does not stack."""
         images, grid = batch["images"], batch["grid"]
-        shape = images.shape[:3]
+        count, slots, views = images.shape[:3]
         with jax.named_scope("vision"):
             flat = images.reshape(-1, *images.shape[3:])
-            flat_grid = jnp.repeat(grid.reshape(-1, 2), shape[2], axis=0)
+            flat_grid = jnp.repeat(grid.reshape(-1, 2), views, axis=0)
             found = self.vision(flat, self.plan.vision, flat_grid)
-        hidden, taps = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), found)
+        hidden, taps = jax.tree.map(
+            lambda x: x.reshape(count, slots, -1, *x.shape[1:]), found
+        )
         sizes, fine = self.plan.geometry, None
         if sizes.fine:
             hidden, fine = jnp.split(hidden, [1 + sizes.crops], axis=2)

@@ -68,7 +68,7 @@ class NativeVisionTransformer(nn.Module):
         x = x + interpolated(table, places, grid).astype(x.dtype)
         valid = jnp.arange(x.shape[1]) < grid.prod(axis=-1, keepdims=True)
         state = vit.entrance(x, valid=valid, coords=places)
-        return vit.run(self.stack, state, steps, self.spec.taps)
+        return vit.run(self.stack, state, steps, self.spec.taps, grid)
 
 
 def coordinates(grid: Array, slots: int, merge: int) -> Array:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lmm_jax.depth import Context, Layout, Role, TokenState
+from lmm_jax.depth import Context, Fold, Layout, Role, Scan, TokenState, VisionFeatures
 from lmm_jax.depth.planner import Step
 from lmm_jax.models import s2
 from lmm_jax.models.specs import VisionSpec
@@ -51,27 +51,29 @@ class VisionTransformer(nn.Module):
         )
 
     def __call__(
-        self, images: Array, steps: Sequence[Step], grid: Array | None = None
+        self, images: Array, steps: Sequence[Step | Fold], grid: Array | None = None
     ) -> tuple[Array, tuple[Array, ...]]:
         """Features of each view.
 
         Args:
             images: uint8 [N, H, W, 3], normalised here; or float, already normalised.
             steps: of the plan's vision stack.
-            grid: not read: all views have one shape here.
+            grid: int32 [N, 2], columns and rows of hi-res views of the image; read by
+                what stacks them.
 
         Returns:
             [N, P, E], the residual stream after the last step, and after each tap,
-            without [CLS]; of several scales [N, P, S * E], and no taps.
+            without [CLS]; of several scales [N, P, S * E], and no taps. After a `Fold`
+            there are as many views as images.
         """
         images = normalised(images, self.spec)
         if self.spec.scales:
-            found, _ = self._encoded(s2.tiles(images, self.spec), steps)
+            found, _ = self._encoded(s2.tiles(images, self.spec), steps, grid)
             return s2.joined(found, self.spec), ()
-        return self._encoded(images, steps)
+        return self._encoded(images, steps, grid)
 
     def _encoded(
-        self, images: Array, steps: Sequence[Step]
+        self, images: Array, steps: Sequence[Step | Fold], grid: Array | None
     ) -> tuple[Array, tuple[Array, ...]]:
         x = self.patch(images)
         if self.spec.class_token:
@@ -83,7 +85,7 @@ class VisionTransformer(nn.Module):
         if self.spec.post_norm and self.is_initializing():
             self.post_norm(x)
         state = entrance(x, cls=int(self.spec.class_token))
-        return run(self.stack, state, steps, self.spec.taps)
+        return run(self.stack, state, steps, self.spec.taps, grid)
 
 
 def normalised(images: Array, spec: VisionSpec) -> Array:
@@ -114,15 +116,36 @@ def entrance(
 
 
 def run(
-    stack: LayerStack, state: TokenState, steps: Sequence[Step], taps: Sequence[int]
+    stack: LayerStack,
+    state: TokenState,
+    steps: Sequence[Step | Fold],
+    taps: Sequence[int],
+    grid: Array | None,
 ) -> tuple[Array, tuple[Array, ...]]:
     """Visual rows after the last step, and after each layer in `taps`, ascending."""
-    seen = []
+    ctx, seen = Context(), []
     for step in steps:
-        state = stack.run(state, (step,), Context()).state
-        if step.stop - 1 in taps:
+        if isinstance(step, Fold):
+            state, ctx = _folded(state, step, grid)
+            continue
+        state = stack.run(state, (step,), ctx).state
+        if isinstance(step, Scan) and step.stop - 1 in taps:
             seen.append(state.hidden[:, state.layout.slice("visual")])
     return state.hidden[:, state.layout.slice("visual")], tuple(seen)
+
+
+def _folded(state: TokenState, fold: Fold, grid: Array) -> tuple[TokenState, Context]:
+    """The views of whole images, and the rows that will be added to them."""
+
+    def by_image(x: Array) -> Array:
+        return x.reshape(-1, 1, fold.views, *x.shape[1:])
+
+    state, grid = jax.tree.map(by_image, (state, grid))
+    patches = state.hidden[..., state.layout.slice("visual"), :]
+    vision = VisionFeatures(patches, grid[:, :, 0])
+    rows = fold.edit.op(vision, lambda features: features)
+    whole = jax.tree.map(lambda x: x[:, 0, 0], state)
+    return whole, Context({fold.edit.name: rows})
 
 
 def _sincos(key: Array, shape: tuple[int, int], dtype) -> Array:

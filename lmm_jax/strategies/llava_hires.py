@@ -2,6 +2,7 @@
 
 The expensive reference for DeepStack (arXiv:2406.04334, Table 7, "Global + Hi-Res
 String"): the same views, encoder and projector, but every token occupies a position.
+Without the whole image it is the table's "Hi-Res String".
 
 Letters: B batch, I images, G hi-res views, P patches of a view, D width.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import einops
 import jax
 import jax.numpy as jnp
 
@@ -19,8 +21,12 @@ from lmm_jax.ops.spatial import dilated_groups
 Array = jax.Array
 
 
-def edits(geometry: Geometry) -> tuple[Connect, ...]:
+def edits(geometry: Geometry, *, whole: bool = True) -> tuple[Connect, ...]:
     """Returns a connector with (1 + crops) * P tokens per image.
+
+    Args:
+        geometry: static sizes; its `crops` is the budget of hi-res views.
+        whole: whether the tokens of the whole image come first; crops * P tokens if not.
 
     Raises:
         ValueError: there are no hi-res views.
@@ -30,8 +36,8 @@ def edits(geometry: Geometry) -> tuple[Connect, ...]:
             f"llava_hires needs hi-res views, but image.crops={geometry.crops}: set "
             "image.crops to the budget of views."
         )
-    op = WholeThenViews(geometry.grid[1])
-    to = (1 + geometry.crops) * geometry.patches
+    op = WholeThenViews(geometry.grid[1], whole)
+    to = (geometry.crops + whole) * geometry.patches
     return (Connect("llava_hires", to, op),)
 
 
@@ -44,12 +50,14 @@ class WholeThenViews:
     """
 
     side: int
+    whole: bool = True
 
     def __call__(self, vision: VisionFeatures, project: Project) -> Array:
-        """[B, I, (1 + G) * P, D]."""
+        """[B, I, (1 + G) * P, D], or [B, I, G * P, D] without the whole image."""
         views = project(vision.hidden)
-        whole, crops = views[:, :, :1], views[:, :, 1:]
-        b, i, g, p, d = crops.shape
+        whole, crops = views[:, :, 0], views[:, :, 1:]
         groups = dilated_groups(crops, vision.grid, self.side)
-        groups = jnp.moveaxis(groups.reshape(g, b, i, p, d), 0, 2)
-        return jnp.concatenate([whole, groups], axis=2).reshape(b, i, (1 + g) * p, d)
+        strung = einops.rearrange(
+            groups, "g b (i p) d -> b i (g p) d", p=whole.shape[2]
+        )
+        return jnp.concatenate([whole, strung], axis=2) if self.whole else strung

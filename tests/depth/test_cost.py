@@ -68,6 +68,20 @@ def test_vision_flops():
     assert cost(plan(crops=4)).vision / 1e12 == pytest.approx(1.83, rel=0.01)
 
 
+@pytest.mark.parametrize("start", [0, 8, 20])
+def test_vision_flops_of_deepstack_v(start):
+    """arXiv:2406.04334, DeepStack-V: five views up to `start`, one from there on."""
+    one, five = (cost(plan(crops=crops)).vision for crops in (0, 4))
+    g = plan().geometry
+    embedded = 2 * g.patches * g.patch * g.vision.width
+    layer = (one - embedded) / g.vision_layers
+    stacked = cost(plan(crops=4, deepstack_v=dict(start=start)))
+    assert stacked.vision == pytest.approx(five - 4 * (23 - start) * layer)
+    assert stacked.language == cost(plan()).language
+    if start == 20:
+        assert stacked.vision / 1e12 == pytest.approx(1.64, rel=0.01)
+
+
 def test_cache_bytes():
     """288 MiB for 576 visual tokens at 7B in bfloat16."""
     this = plan(text=0)
@@ -134,6 +148,19 @@ def test_the_compiler_agrees_on_one_layer():
     expected = (g.language.depth - 1) * language + (g.vision_layers - 1) * vision
     # Norms, softmax and rotary embedding come on top of the matrix products.
     assert 1.0 < (unrolled - rolled) / expected < 1.2
+
+
+def test_the_compiler_agrees_that_views_end_where_they_are_stacked():
+    tiny = Tiny.make()
+    early, late = (
+        tiny.plan(tiny.strategy("deepstack_v", start=start), images=1)
+        for start in (0, 2)
+    )
+    g = late.geometry
+    expected = 2 * g.crops * layer_flops(g.vision, g.patches + 1, "all")
+    saved = _compiled_flops(tiny, late, 0) - _compiled_flops(tiny, early, 0)
+    assert 1.0 < saved / expected < 1.2
+    assert cost(late).vision - cost(early).vision == pytest.approx(expected)
 
 
 def _compiled_flops(tiny, this, unroll):

@@ -12,6 +12,7 @@ from lmm_jax.depth import (
     Connect,
     Cut,
     Feed,
+    Fold,
     Inject,
     Layer,
     Reduce,
@@ -96,6 +97,27 @@ def test_injections_ride_along_as_scanned_operands(layers, scans):
     assert plan.language == expected
 
 
+@pytest.mark.parametrize(
+    ("layers", "before", "after"),
+    [
+        ((0, 1), (), (Scan(0, 2, 1, (Feed("x", 0, 2),)), Scan(2, 23))),
+        ((4,), (Scan(0, 4),), (Scan(4, 5, 1, (Feed("x", 0, 1),)), Scan(5, 23))),
+        (
+            (20, 21, 22, 23),
+            (Scan(0, 20),),
+            (Scan(20, 23, 1, (Feed("x", 0, 3),)), Cut(feeds=(Feed("x", 3, 4),))),
+        ),
+        ((23,), (Scan(0, 23),), (Cut(feeds=(Feed("x", 0, 1),)),)),
+    ],
+)
+def test_views_end_where_they_are_stacked_into_the_vision_layers(layers, before, after):
+    edit = Inject("x", layers, nothing, stack="vision")
+    plan = make_plan(geometry(), (edit,))
+    assert plan.vision == (*before, Fold(5, edit), *after)
+    assert plan.language == (Scan(0, 32),)
+    assert plan.injects == ()
+
+
 @pytest.mark.parametrize("first", range(5))
 @pytest.mark.parametrize("second", range(5, 9))
 def test_every_layer_runs_once_and_every_row_is_fed_once(first, second):
@@ -148,6 +170,7 @@ def test_plans_are_hashable_and_equal():
     assert one == two and hash(one) == hash(two)
 
 
+STACKED = Inject("s", (20, 21), nothing, stack="vision")
 PARALLEL = dataclasses.replace(geometry().language, parallel=True)
 
 
@@ -172,6 +195,20 @@ PARALLEL = dataclasses.replace(geometry().language, parallel=True)
         ),
         ((Inject("a", (31, 33), nothing),), {}, r"before layers \[33\]"),
         ((Inject("a", (3, 2), nothing),), {}, "must ascend"),
+        ((Inject("a", (24,), nothing, stack="vision"),), {}, "the stack has 23"),
+        (
+            (STACKED, Inject("a", (1,), nothing)),
+            {},
+            "s ends them before vision layer 20",
+        ),
+        ((STACKED, Connect("a", 9, nothing)), {}, "a may read hi-res views"),
+        (
+            (STACKED, Inject("a", (3,), nothing, stack="vision")),
+            {},
+            "a ends them before vision layer 3",
+        ),
+        ((STACKED,), {"passes": 5}, "choose another vision tower"),
+        ((STACKED,), {"fixed_grid": None}, "choose another vision tower"),
         (
             (Connect("a", 9, nothing), Connect("b", 9, nothing)),
             {},
@@ -201,6 +238,8 @@ def test_refusals_name_the_edit_and_the_remedy(edits, changes, says):
         ({"deepstack": {"interval": 0}}, 4, "interval >= 1"),
         ({"deepstack": {"groups": 5}}, 4, "groups=5"),
         ({"deepstack_hd": {}}, 4, "image.fine=0"),
+        ({"deepstack_v": {}}, 0, "deepstack_v stacks hi-res views, but image.crops=0"),
+        ({"deepstack_v": {"start": -1}}, 4, "deepstack_v.start=-1"),
         ({"llava_hires": {}}, 0, "image.crops=0"),
         ({"average_pool": {"factor": 5}}, 0, "does not divide the 24 x 24"),
     ],
@@ -214,6 +253,9 @@ def test_groups_behind_the_last_layer_are_left_out():
     (edit,) = strategies.build({"deepstack": {"start": 30}}, geometry())
     assert edit.layers == (30, 31)
     assert strategies.build({"deepstack": {"start": 32}}, geometry()) == ()
+    (edit,) = strategies.build({"deepstack_v": {"start": 21}}, geometry())
+    assert edit.layers == (21, 22, 23)
+    assert strategies.build({"deepstack_v": {"start": 24}}, geometry()) == ()
 
 
 def test_table():
@@ -227,3 +269,15 @@ def test_table():
     assert "on average: 171" in text
     masked = make_plan(geometry(crops=0), edits, mode="mask")
     assert "nothing is saved" in table(masked)
+
+
+def test_the_table_says_where_views_are_stacked():
+    edits = strategies.build({"deepstack_v": {}}, geometry())
+    (vision,) = (
+        line
+        for line in table(make_plan(geometry(), edits)).split("\n")
+        if line.startswith("vision")
+    )
+    assert vision.endswith(
+        "5 views before layer 20, from there on 1 + deepstack_v[0:4]"
+    )

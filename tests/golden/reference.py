@@ -69,7 +69,7 @@ def lmm_spec(config: dict[str, Any]) -> specs.LMMSpec:
         v["hidden_act"],
     )
     block = dataclasses.replace(block, norm_eps=v["layer_norm_eps"])
-    depth = v["num_hidden_layers"]
+    depth = v["num_hidden_layers"] + v.get("post_encoder_layers", 0)
     vision = specs.VisionSpec(
         v["image_size"],
         v["patch_size"],

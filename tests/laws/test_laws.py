@@ -171,25 +171,10 @@ def test_7_the_plan_equals_a_loop_over_layers(name, tiny):
 @pytest.mark.parametrize("name", NAMES)
 def test_8_decoding_equals_the_whole_pass(name, mode, tiny):
     plan = tiny.plan(tiny.strategy(name), mode=mode)
-    model, batch = tiny.model(plan), tiny.batch(plan)
-    whole = tiny.logits(plan, batch)
-    answers = 4
-    lengths = batch["valid"].sum(1)
-    prompt = {k: v.copy() for k, v in batch.items()}
-    slots = np.empty((len(lengths), answers), int)
-    for row in range(len(lengths)):
-        slots[row] = np.flatnonzero(batch["valid"][row])[-answers:]
-        prompt["valid"][row, slots[row]] = False
-    new = np.take_along_axis(batch["tokens"], slots, 1)
-    params = {"params": tiny.params}
-    prefill = jax.jit(lambda p, b: model.apply(p, b, slots=answers, method="prefill"))
-    decode = jax.jit(lambda p, t, c: model.apply(p, t, c, method="decode"))
-    logits, cache = prefill(params, prompt)
-    for step in range(answers):
-        expected = np.take_along_axis(whole, slots[:, step, None, None], 1)[:, 0]
-        np.testing.assert_allclose(logits, expected, rtol=0, atol=5e-5)
-        logits, cache = decode(params, new[:, step], cache)
-    assert cache.step == answers
+    batch = tiny.batch(plan)
+    logits, slots = tiny.decoded(plan, batch, 4)
+    whole = np.take_along_axis(tiny.logits(plan, batch), slots[..., None], 1)
+    np.testing.assert_allclose(logits, whole, rtol=0, atol=5e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -51,7 +51,7 @@ def step(tmp_path, mesh: str, strategy: str = "deepstack", rank: int = 0, **chan
     return before, jax.device_get(state.learning), jax.device_get(scalars)
 
 
-@pytest.mark.parametrize("strategy", ["deepstack", "fastv"])
+@pytest.mark.parametrize("strategy", ["deepstack", "deepstack_v", "fastv"])
 @pytest.mark.parametrize("mesh", [m for m in MESHES if m != "one"])
 def test_same_loss_and_gradients_as_one_device(mesh, strategy, tmp_path):
     _, one, scalars = step(tmp_path, "one", strategy)
@@ -97,7 +97,8 @@ def test_parameters_are_really_sharded(tmp_path):
 
 
 def test_cuts_add_no_collectives(tmp_path):
-    """Rows of a cut are per example: FastV moves nothing between devices."""
+    """Rows of a cut are per example: FastV moves nothing between devices, and neither
+    does a stack of views, which are those of one image."""
 
     def collectives(strategy):
         exp = on_mesh(small_config(tmp_path, strategy), "fsdp")
@@ -115,7 +116,9 @@ def test_cuts_add_no_collectives(tmp_path):
             re.findall(r"(all-to-all|collective-permute|reduce-scatter)\(", text)
         )
 
-    assert collectives("fastv") <= collectives("llava")
+    least = collectives("llava")
+    assert collectives("fastv") <= least
+    assert collectives("deepstack_v") <= least
 
 
 @pytest.mark.parametrize(
