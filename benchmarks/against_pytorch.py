@@ -36,10 +36,11 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
-from lmm_jax import experiment, hub, optim, partition, quantize, train  # noqa: E402
+from lmm_jax import hub, optim, partition, quantize, train  # noqa: E402
 from lmm_jax.decode import Generator, prepared  # noqa: E402
 from lmm_jax.depth import make_plan  # noqa: E402
 from lmm_jax.models import lmm  # noqa: E402
+from lmm_jax.sections import TrainConfig  # noqa: E402
 
 _BATCHES = flags.DEFINE_list("batches", ["1", "4"], "Prompts at once.")
 _TRAIN = flags.DEFINE_integer("train_batch", 2, "Conversations in a training step.")
@@ -170,7 +171,7 @@ class Ours:
         self.rounded = prepared(quantize.int8(params, spec))
         self.generator = Generator(self.model, 1 + _TOKENS.value, end=-1)
         selection = partition.select(params, LEARN)
-        settings = experiment.TrainConfig(steps=1000, learn=LEARN)
+        settings = TrainConfig(steps=1000, learn=LEARN)
         learning, self.frozen = partition.split(params, selection)
         transform, _ = optim.make(
             optim.OptimConfig(lr=1e-5, schedule="constant"), settings.steps, learning

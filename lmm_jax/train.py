@@ -45,6 +45,7 @@ from lmm_jax.depth.table import table
 from lmm_jax.eval import report
 from lmm_jax.experiment import Experiment
 from lmm_jax.models import lmm
+from lmm_jax.sections import InitConfig, TrainConfig
 
 Array = jax.Array
 
@@ -71,7 +72,7 @@ def make_update(
     model: lmm.LMM,
     selection: partition.Selection,
     transform: optax.GradientTransformation,
-    config: experiment.TrainConfig,
+    config: TrainConfig,
 ) -> Callable[[TrainState, Any, dict[str, Array]], tuple[TrainState, dict[str, Array]]]:
     """The one update of all strategies: (state, frozen, batch) -> (state, scalars).
 
@@ -189,7 +190,7 @@ def initial_state(exp: Experiment, parts: Parts) -> tuple[TrainState, Any]:
         step = jnp.zeros((), jnp.int32)
         return TrainState(step, learning, parts.transform.init(learning)), frozen
 
-    if exp.config.init != experiment.InitConfig():
+    if exp.config.init != InitConfig():
         params = weights.initial(exp, parts.model)
         return jax.jit(make, out_shardings=shardings, donate_argnums=0)(params)
 

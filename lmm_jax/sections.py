@@ -1,0 +1,202 @@
+"""The sections of a config: what each field means, its type and its default."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from lmm_jax.data import pipeline
+from lmm_jax.lora import LoraConfig
+from lmm_jax.optim import OptimConfig
+from lmm_jax.parallel.axes import RULES
+from lmm_jax.parallel.mesh import MeshConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Which model, and how it is computed.
+
+    Attributes:
+        vision, language: named sizes of `lmm_jax.models.specs`; folders named in
+            `init` bring their own sizes.
+        vision_layer: of a tower that comes as a folder, the hidden state that is read,
+            counted as LLaVA does: -2 is before the last layer.
+        image_size: pixels a side of a view, 0 for the tower's own. Positions in a folder
+            are interpolated for it.
+        dtype: of computation; "auto" is bfloat16 on accelerators and float32 on CPU,
+            where XLA's bfloat16 is many times slower.
+        param_dtype: of parameters; those that learn are float32 while they do, or
+            small updates would vanish.
+        remat, unroll: see `LayerStack`.
+        mode: "drop" removes tokens at cuts, "mask" only hides them.
+    """
+
+    vision: str
+    language: str
+    vision_layer: int = -2
+    image_size: int = 0
+    dtype: str = "auto"
+    param_dtype: str = "float32"
+    remat: Literal["none", "full", "dots"] = "none"
+    unroll: int = 1
+    mode: Literal["drop", "mask"] = "drop"
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageConfig:
+    """How images become views; see `ImageSpec`. The vision encoder gives the size. Mode
+    "auto" is that of the model in the folder of `init`, or of its image processor, whose
+    filter and colours hold in any mode. In the model's mode its crops and grids hold where
+    none are given.
+    In mode "native" larger images are scaled to an area of `max_pixels` (0: what the
+    tower's table of positions was made for), smaller ones to one of `min_pixels`."""
+
+    mode: Literal["auto", "pad", "crop", "stretch", "anyres", "native"] = "pad"
+    crops: int = 0
+    fine: int = 0
+    grid: Literal["aspect", "square"] = "aspect"
+    pinpoints: tuple[tuple[int, int], ...] = ()
+    min_pixels: int = 0
+    max_pixels: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """How conversations become tokens.
+
+    Attributes:
+        tokenizer: folder of a tokenizer, or "characters".
+        template: name in `lmm_jax.data.conversation`.
+        prefix, suffix: text slots before and after the images.
+        images: image slots per example.
+        truncate: cut what is too long from the right instead of skipping it.
+    """
+
+    tokenizer: str
+    template: str = "vicuna_v1"
+    prefix: int = 64
+    suffix: int = 448
+    images: int = 1
+    truncate: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The loop.
+
+    Attributes:
+        steps: updates in all.
+        learn: patterns of `lmm_jax.partition` that name what learns.
+        seed: of initialisation and of everything drawn.
+        accumulate: micro-batches per update; exactly equal to one big batch.
+        loss_shards: see `lmm_jax.losses.next_token`.
+        log_every: steps between two entries in the metrics.
+        writers: of metrics: "jsonl", "csv", "tensorboard".
+        loss_weights: auxiliary term -> weight.
+    """
+
+    steps: int
+    learn: tuple[str, ...]
+    seed: int = 0
+    accumulate: int = 1
+    loss_shards: int = 1
+    log_every: int = 10
+    writers: tuple[str, ...] = ("jsonl", "csv", "tensorboard")
+    loss_weights: dict = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """When to save, and how many to keep."""
+
+    every: int = 500
+    keep: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class InitConfig:
+    """Where parameters come from when the work directory has no checkpoint.
+
+    Attributes:
+        run: another run's work directory, or what `lmm_jax.convert` wrote; its parameters
+            are loaded, shape by shape.
+        load: a LLaVA folder in the hub's layout: sizes and all parameters.
+        vision, language: folders of one part each: its sizes and parameters; what no
+            folder holds (the projector) starts fresh.
+    """
+
+    run: str = ""
+    load: str = ""
+    vision: str = ""
+    language: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """What is asked.
+
+    Attributes:
+        tasks: names of `lmm_jax.eval.tasks`; empty evaluates nothing.
+        questions, images: JSONL file and image root, if not the task's own.
+        batch_size: prompts at once.
+        suffix: text slots after the images for prompts; 0 takes those of training.
+        buckets: smaller numbers of slots for batches of short prompts, each with its own
+            programs; () is powers of two from 64 on.
+        weights: "int8" rounds the language model's matrices; `generate` heeds it too.
+        limit: number of questions; 0 asks all.
+        max_new_tokens: if not the task's own (0).
+        groups: name -> categories that are averaged together.
+        after_training: evaluate when training ends.
+    """
+
+    tasks: tuple[str, ...] = ()
+    questions: str = ""
+    images: str = ""
+    batch_size: int = 32
+    suffix: int = 0
+    buckets: tuple[int, ...] = ()
+    weights: Literal["float", "int8"] = "float"
+    limit: int = 0
+    max_new_tokens: int = 0
+    groups: dict = dataclasses.field(default_factory=dict)
+    after_training: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class DocumentsConfig:
+    """A generated document set, made on first use; see `lmm_jax.data.documents`.
+
+    Attributes:
+        directory: where; its `tokenizer` folder holds one trained on the conversations.
+        train, validation: pages.
+        seed: of the pages.
+        vocab: tokens of the tokenizer, at most.
+    """
+
+    directory: str
+    train: int
+    validation: int
+    seed: int = 0
+    vocab: int = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Sections:
+    """A whole config."""
+
+    name: str
+    workdir: str
+    model: ModelConfig
+    image: ImageConfig
+    text: TextConfig
+    strategy: dict
+    data: pipeline.DataConfig
+    optim: OptimConfig
+    train: TrainConfig
+    documents: DocumentsConfig | None = None
+    lora: LoraConfig = LoraConfig()  # noqa: RUF009 (frozen)
+    mesh: MeshConfig = MeshConfig()  # noqa: RUF009 (frozen)
+    axes: tuple = RULES
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    init: InitConfig = InitConfig()
+    eval: EvalConfig = EvalConfig()
