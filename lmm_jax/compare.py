@@ -4,12 +4,15 @@
         --strategies=llava,deepstack,llava_hires --seeds=3
 
 Every run is `lmm_jax.train` with `--config=FILE:strategy=NAME,seed=N`, so a config takes
-part by having these two arguments. Finished runs are not repeated. Writes `table.md`,
-`results.json` and `pareto.png`.
+part by having these two arguments; its section `compare` says what is trained where the
+flags do not. Finished runs are not repeated. Writes `table.md`, `results.json` and
+`pareto.png`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+import dataclasses
 from pathlib import Path
 import subprocess
 import sys
@@ -19,75 +22,104 @@ from absl import flags
 from lmm_jax import cli, experiment
 from lmm_jax.eval import report
 
-_STRATEGIES = flags.DEFINE_list("strategies", ["llava"], "Names, comma-separated.")
+_STRATEGIES = flags.DEFINE_list("strategies", [], "Names, comma-separated.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds 0..N-1 of each.", lower_bound=1)
 _OUT = flags.DEFINE_string("out", "runs/compare", "Where runs and results go.")
-_CATEGORY = flags.DEFINE_string("category", "total", "What the plot shows.")
+_CATEGORY = flags.DEFINE_string("category", "", "What the plot shows.")
 
 
-def compare(source: str, names: list[str], seeds: int, out: Path, extra: list[str]):
-    """Runs what is missing; returns all records.
+@dataclasses.dataclass(frozen=True)
+class Trainings:
+    """The runs of one comparison.
 
-    Args:
+    Attributes:
         source: `--config` value: a file, with or without arguments of its own.
+        out: folder of the runs and their results.
+        base: name of a run whose parameters those of the same seed start from, "" for
+            none. It is trained first and is not part of the results.
         extra: further `--config.x=y` overrides for every run.
+    """
+
+    source: str
+    out: Path
+    base: str = ""
+    extra: tuple[str, ...] = ()
+
+    def workdir(self, name: str, seed: int) -> Path:
+        return self.out / f"{name}-seed{seed}"
+
+    def command(self, name: str, seed: int) -> list[str]:
+        """What trains and evaluates one of them."""
+        file, _, arguments = self.source.partition(":")
+        chosen = (arguments, f"strategy={name}", f"seed={seed}")
+        command = [
+            *(sys.executable, "-m", "lmm_jax.train"),
+            f"--config={file}:{','.join(filter(None, chosen))}",
+            f"--config.workdir={self.workdir(name, seed)}",
+            *self.extra,
+        ]
+        if self.base and name != self.base:
+            command.append(f"--config.init.run={self.workdir(self.base, seed)}")
+        return command
+
+    def results(self, name: str, seed: int) -> list[report.Record]:
+        """Of one run, which is trained now if it is not finished.
+
+        Raises:
+            ValueError: it failed; says which and shows its last words.
+        """
+        workdir = self.workdir(name, seed)
+        if not (workdir / "results.json").is_file():
+            command = self.command(name, seed)
+            print(" ".join(command[1:]), flush=True)
+            workdir.mkdir(parents=True, exist_ok=True)
+            # In a process of its own: memory and compiled programs go with it.
+            with (workdir / "log.txt").open("w") as log:
+                done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT)
+            if done.returncode:
+                last = (workdir / "log.txt").read_text().strip().split("\n")[-3:]
+                raise ValueError(
+                    f"{name}, seed {seed} ended with code {done.returncode}:\n"
+                    + "\n".join(last)
+                )
+        return report.read_results(workdir / "results.json")
+
+
+def compare(
+    runs: Trainings, names: Sequence[str], seeds: int, category: str = "total"
+) -> str:
+    """Runs what is missing, seed after seed; writes the results and returns the table.
 
     Raises:
-        ValueError: a run failed; says which and shows its last words.
+        ValueError: a run failed.
     """
     records = []
     for seed in range(seeds):
+        if runs.base:
+            runs.results(runs.base, seed)
         for name in names:
-            workdir = out / f"{name}-seed{seed}"
-            results = workdir / "results.json"
-            if not results.is_file():
-                _train(source, name, seed, workdir, extra)
-            records += report.read_results(results)
-            report.write_results(out / "results.json", records)
-    return records
-
-
-def _train(source: str, name: str, seed: int, workdir: Path, extra: list[str]) -> None:
-    """One run in a process of its own: memory and compiled programs go with it."""
-    file, _, arguments = source.partition(":")
-    chosen = ",".join(filter(None, (arguments, f"strategy={name}", f"seed={seed}")))
-    command = [
-        sys.executable,
-        "-m",
-        "lmm_jax.train",
-        f"--config={file}:{chosen}",
-        f"--config.workdir={workdir}",
-        *extra,
-    ]
-    print(" ".join(command[1:]), flush=True)
-    workdir.mkdir(parents=True, exist_ok=True)
-    with (workdir / "log.txt").open("w") as log:
-        code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode
-    if code:
-        last = (workdir / "log.txt").read_text().strip().split("\n")[-3:]
-        raise ValueError(
-            f"{name}, seed {seed} ended with code {code}:\n" + "\n".join(last)
-        )
+            records += runs.results(name, seed)
+            report.write_results(runs.out / "results.json", records)
+    table = report.comparison(records)
+    (runs.out / "table.md").write_text(table)
+    task, metric = records[0].task, records[0].metric
+    plot = runs.out / "pareto.png"
+    report.plot(records, plot, task=task, metric=metric, category=category)
+    return table
 
 
 def main(argv: list[str], config) -> None:
-    experiment.build(config)  # a mistake shows before the first run, not after it
+    # A mistake shows before the first run, not after it.
+    told = experiment.build(config).config.compare
+    names = _STRATEGIES.value or told.strategies
+    if not names:
+        raise ValueError("nothing to compare: use --strategies=NAME,NAME.")
     source = next(a.partition("=")[2] for a in sys.argv if a.startswith("--config="))
-    extra = [a for a in sys.argv if a.startswith("--config.")]
-    out = Path(_OUT.value)
-    records = compare(source, _STRATEGIES.value, _SEEDS.value, out, extra)
-    table = report.markdown(records)
-    (out / "table.md").write_text(table)
-    task = records[0].task
-    report.plot(
-        records,
-        out / "pareto.png",
-        task=task,
-        metric=records[0].metric,
-        category=_CATEGORY.value,
-    )
-    print(table)
-    print(f"{out}/table.md, results.json and pareto.png written")
+    extra = tuple(a for a in sys.argv if a.startswith("--config."))
+    runs = Trainings(source, Path(_OUT.value), told.base, extra)
+    category = _CATEGORY.value or told.category
+    print(compare(runs, names, _SEEDS.value, category))
+    print(f"{runs.out}/table.md, results.json and pareto.png written")
 
 
 if __name__ == "__main__":

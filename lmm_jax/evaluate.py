@@ -102,6 +102,7 @@ def _records(
     means = tasks.aggregate(task, rows, exp.config.eval.groups)
     common = {
         "strategy": "+".join(exp.config.strategy) or "llava",
+        "setting": _setting(exp.config.strategy),
         "task": task.name,
         "steps": int(done.get("steps", 0)),
         "seconds": round(done.get("seconds", 0.0), 1),
@@ -123,6 +124,15 @@ def _records(
         for metric in task.metrics
         for group, value in means[metric].items()
     ]
+
+
+def _setting(chosen: Mapping[str, Mapping[str, Any]]) -> str:
+    """The arguments of strategies as text, with their names where there are several."""
+    return ", ".join(
+        f"{name}.{key}={value}" if len(chosen) > 1 else f"{key}={value}"
+        for name, arguments in chosen.items()
+        for key, value in arguments.items()
+    )
 
 
 def main(argv: list[str], config) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ml_collections
 
+from lmm_jax.data.documents import HIRES_CATEGORIES, LOWRES_CATEGORIES
 from lmm_jax.parallel.axes import RULES
 
 STAGES = ("pretrain", "finetune", "finetune-lora")
@@ -113,6 +114,42 @@ def llava(
         max_new_tokens=0,
         groups=dict(),
         after_training=False,
+    )
+    c.compare = dict(strategies=(), base="", category="total")
+    return c
+
+
+def documents(*, steps: int, seed: int) -> ml_collections.ConfigDict:
+    """A model of 1 M parameters that learns to read generated documents on a CPU."""
+    c = llava(language="quickstart-lm", vision="quickstart-vit")
+    c.model.remat, c.model.unroll = "none", 0  # XLA on CPU runs unrolled layers faster
+    c.image.mode = "stretch"
+    folder = "data/quickstart"
+    c.documents = dict(directory=folder, train=8000, validation=200, seed=0)
+    c.text.update(
+        tokenizer=f"{folder}/tokenizer",
+        template="short",
+        prefix=0,
+        suffix=60,
+        truncate=False,
+    )
+    c.data.sources = (dict(path=f"{folder}/train.json", images=folder),)
+    c.data.update(batch_size=16, seed=seed, workers=0, threads=2, max_skipped=10)
+    c.data.update(group="none", parts=1)
+
+    c.optim.update(lr=6e-4, warmup_ratio=0.05, weight_decay=0.05, b2=0.98, clip=1.0)
+    c.train.update(steps=steps, learn=("vision", "connector", "language"), seed=seed)
+    c.train.log_every = 40
+    c.checkpoint = dict(every=400, keep=2)
+    c.eval.update(
+        tasks=("documents",),
+        questions=f"{folder}/questions.jsonl",
+        images=folder,
+        batch_size=64,
+        suffix=24,
+        max_new_tokens=12,
+        groups=dict(hires=HIRES_CATEGORIES, lowres=LOWRES_CATEGORIES),
+        after_training=True,
     )
     return c
 

@@ -163,6 +163,21 @@ class EvalConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class CompareConfig:
+    """What `lmm_jax.compare` trains unless its flags say so.
+
+    Attributes:
+        strategies: values of the config's argument of this name.
+        base: another of its values, whose parameters the others start from; "" for none.
+        category: of the questions; what the plot shows.
+    """
+
+    strategies: tuple[str, ...] = ()
+    base: str = ""
+    category: str = "total"
+
+
+@dataclasses.dataclass(frozen=True)
 class DocumentsConfig:
     """A generated document set, made on first use; see `lmm_jax.data.documents`.
 
@@ -200,3 +215,4 @@ class Sections:
     checkpoint: CheckpointConfig = CheckpointConfig()
     init: InitConfig = InitConfig()
     eval: EvalConfig = EvalConfig()
+    compare: CompareConfig = CompareConfig()

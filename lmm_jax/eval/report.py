@@ -107,6 +107,12 @@ class Point(NamedTuple):
         """The mean value."""
         return self.mean.value
 
+    @property
+    def text(self) -> str:
+        """Mean and spread."""
+        spread = "" if self.spread is None else f" ± {self.spread:.1f}"
+        return f"{self.value:.1f}{spread}"
+
 
 _AVERAGED = (
     "value",
@@ -166,20 +172,57 @@ def markdown(records: Iterable[Record]) -> str:
     Raises:
       ValueError: as in `summarise`.
     """
-    header = ("task", "metric", "strategy", "setting", "value", "seeds")
-    header += ("visual tokens", "per layer", "LLM TFLOP", "KV MiB")
+    header = ("task", "metric", "strategy", "setting", "value", "seeds", *_COSTS)
     rows = [header, ("---",) * 4 + ("--:",) * 6]
-    for mean, spread, seeds in summarise(records):
+    for point in summarise(records):
+        mean = point.mean
         names = (mean.title, mean.metric, mean.strategy, mean.setting)
-        spread = "" if spread is None else f" ± {spread:.1f}"
-        kv = None if mean.kv_bytes is None else mean.kv_bytes / 2**20
-        costs = (
-            f"{mean.visual_tokens:.4g}",
-            _cell(mean.visual_tokens_per_layer, "{:.4g}"),
-            f"{mean.llm_tflops_per_example:.3g}",
-            _cell(kv, "{:.1f}"),
-        )
-        rows.append((*names, f"{mean.value:.1f}{spread}", str(seeds), *costs))
+        rows.append((*names, point.text, str(point.seeds), *_costs(mean)))
+    return _table(rows)
+
+
+def comparison(records: Sequence[Record]) -> str:
+    """A line per task, strategy and setting, in the order of the records: the first metric
+    of the task in every category, then the cost.
+
+    Raises:
+      ValueError: as in `summarise`.
+    """
+    metric = {record.task: record.metric for record in reversed(records)}
+    chosen = [record for record in records if record.metric == metric[record.task]]
+    lines: dict[tuple[str, ...], dict[str, Point]] = {}
+    for point in summarise(chosen):
+        of = lines.setdefault(_model(point.mean), {})
+        of[point.mean.category] = point
+    categories = list(dict.fromkeys(record.category for record in chosen))
+    header = ("task", "strategy", "setting", "seeds", *categories, *_COSTS)
+    rows = [header, ("---",) * 3 + ("--:",) * (len(header) - 3)]
+    for model in dict.fromkeys(map(_model, chosen)):
+        points = lines[model]
+        point = next(iter(points.values()))
+        values = (points[c].text if c in points else "" for c in categories)
+        rows.append((*model, str(point.seeds), *values, *_costs(point.mean)))
+    return _table(rows)
+
+
+def _model(record: Record) -> tuple[str, str, str]:
+    return record.task, record.strategy, record.setting
+
+
+_COSTS = ("visual tokens", "per layer", "LLM TFLOP", "KV MiB")
+
+
+def _costs(mean: Record) -> tuple[str, ...]:
+    kv = None if mean.kv_bytes is None else mean.kv_bytes / 2**20
+    return (
+        f"{mean.visual_tokens:.4g}",
+        _cell(mean.visual_tokens_per_layer, "{:.4g}"),
+        f"{mean.llm_tflops_per_example:.3g}",
+        _cell(kv, "{:.1f}"),
+    )
+
+
+def _table(rows: Iterable[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 

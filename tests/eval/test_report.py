@@ -94,6 +94,23 @@ def test_table_has_mean_spread_and_cost():
     ]
 
 
+def test_comparison_has_a_line_a_model_and_a_column_a_category():
+    records = [
+        record(metric=metric, strategy=strategy, category=category, value=v, seed=seed)
+        for seed in (0, 1)
+        for strategy, v in (("b", 50 + seed), ("a", 70))
+        for metric in ("accuracy", "anls")
+        for category in ("total", "small")
+    ][:-1]
+    assert report.comparison(records).splitlines() == [
+        "| task | strategy | setting | seeds | total | small | visual tokens | per layer "
+        "| LLM TFLOP | KV MiB |",
+        "| --- | --- | --- | --: | --: | --: | --: | --: | --: | --: |",
+        "| gqa | b |  | 2 | 50.5 ± 0.7 | 50.5 ± 0.7 | 144 |  | 3.9 |  |",
+        "| gqa | a |  | 2 | 70.0 ± 0.0 | 70.0 ± 0.0 | 144 |  | 3.9 |  |",
+    ]
+
+
 def test_a_number_that_one_seed_lacks_has_no_mean():
     both = [record(kv_bytes=2.0), record(seed=1, kv_bytes=4.0)]
     (point,) = report.summarise(both)
