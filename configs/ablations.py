@@ -3,7 +3,7 @@
     python -m lmm_jax.compare --config=configs/ablations.py --seeds=3
 
 All start from one model that has learned to read small print from hi-res tokens in its
-context, and learn for a few hundred steps what their own arrangement of these tokens asks
+context, and learn for 150 steps what their own arrangement of these tokens asks
 for. Six language layers and three vision layers bound the places.
 """
 
@@ -32,7 +32,7 @@ WITHOUT_VIEWS = {"llava", "deepstack_whole"}  # they read the whole image only
 
 
 def get_config(arg=None):
-    a = config.parse(arg, strategy="depth", steps=300, base_steps=1600, seed=0)
+    a = config.parse(arg, strategy="depth", steps=150, base_steps=800, seed=0)
     if a.strategy not in ARRANGEMENTS:
         raise ValueError(
             f"strategy={a.strategy!r}: use one of {', '.join(ARRANGEMENTS)}."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 
@@ -51,10 +52,18 @@ def step(tmp_path, mesh: str, strategy: str = "deepstack", rank: int = 0, **chan
     return before, jax.device_get(state.learning), jax.device_get(scalars)
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """`step` on one device, once a strategy."""
+    return functools.cache(
+        lambda strategy: step(tmp_path_factory.mktemp("one"), "one", strategy)
+    )
+
+
 @pytest.mark.parametrize("strategy", ["deepstack", "deepstack_v", "fastv"])
 @pytest.mark.parametrize("mesh", [m for m in MESHES if m != "one"])
-def test_same_loss_and_gradients_as_one_device(mesh, strategy, tmp_path):
-    _, one, scalars = step(tmp_path, "one", strategy)
+def test_same_loss_and_gradients_as_one_device(mesh, strategy, alone, tmp_path):
+    _, one, scalars = alone(strategy)
     _, many, others = step(tmp_path, mesh, strategy)
     np.testing.assert_allclose(others["loss"], scalars["loss"], rtol=1e-5)
     np.testing.assert_allclose(others["grad_norm"], scalars["grad_norm"], rtol=1e-5)
