@@ -54,7 +54,8 @@ class Experiment:
         m = self.config.model
         dtype = m.dtype
         if dtype == "auto":
-            dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+            platform = (self.devices or jax.devices())[0].platform
+            dtype = "float32" if platform == "cpu" else "bfloat16"
         spec, found = self._sizes, self._processor
         views = dict(mean=found.mean, std=found.std) if found else {}
         if spec.vision.native and self.config.image.max_pixels:
