@@ -201,18 +201,12 @@ def train_batches(
     mid-epoch. Close it when workers were used.
 
     Raises:
-        ValueError: the batch does not divide over the processes.
+        ValueError: the batch does not divide over the processes, or the source cannot be
+            ordered as the config says.
     """
-    order = _order(source, config)
-    samples = order.map_with_index(_Sampler(source, order, spec))
+    samples = _samples(source, spec, config)
     batches = _own_rows(samples, config.batch_size, process_index, process_count)
-    stream = batches.to_iter_dataset(_read_options(config.threads, config.prefetch))
-    if config.workers:
-        if not flags.FLAGS.is_parsed():  # Grain reads flags; a library has none
-            flags.FLAGS.mark_as_parsed()
-        options = grain.MultiprocessingOptions(num_workers=config.workers)
-        stream = stream.mp_prefetch(options)
-    return iter(stream)
+    return _stream(batches, config)
 
 
 def prompts(
@@ -237,10 +231,27 @@ def prompts(
     return iter(batches.to_iter_dataset(_read_options(threads=4, prefetch=4)))
 
 
+def _samples(source: Mixture, spec: SampleSpec, config: DataConfig) -> grain.MapDataset:
+    """The endless stream of samples."""
+    order = _order(source, config)
+    return order.map_with_index(_Sampler(source, order, spec))
+
+
 def _order(source: Mixture, config: DataConfig) -> grain.MapDataset:
     if config.group == "none":
         return source.order(config.seed)
     return grouping.order(source, config.batch_size, config.parts, config.seed)
+
+
+def _stream(batches: grain.MapDataset, config: DataConfig) -> grain.DatasetIterator:
+    """Batches in order, made by the threads and processes of the config."""
+    stream = batches.to_iter_dataset(_read_options(config.threads, config.prefetch))
+    if config.workers:
+        if not flags.FLAGS.is_parsed():  # Grain reads flags; a library has none
+            flags.FLAGS.mark_as_parsed()
+        options = grain.MultiprocessingOptions(num_workers=config.workers)
+        stream = stream.mp_prefetch(options)
+    return iter(stream)
 
 
 def _own_rows(

@@ -204,22 +204,35 @@ def sample(
     encode = conversation.prompt if prompt else conversation.encode
     encoded = encode(record.turns, spec.template, spec.tokenizer)
     opened = [images.load(image) for image in record.images]
-    text = place(
-        encoded,
-        spec.slots,
-        len(opened),
-        pad_id=spec.tokenizer.pad_id,
-        counts=counts(opened, spec.image, spec.slots),
-        grids=grids(opened, spec.image),
-        # A cut prompt would lose the header that asks for the answer.
-        truncate=spec.truncate and not prompt,
-    )
-    if not prompt and not text["loss_mask"].any():
+    # A cut prompt would lose the header that asks for the answer.
+    truncate = spec.truncate and not prompt
+    arrays = arranged(encoded, opened, spec, spec.slots, truncate=truncate)
+    if not prompt and not arrays["loss_mask"].any():
         raise BadRecord(
             "unsupervised", f"record {record.id!r} has no answer token left to learn"
         )
-    numbers = {"id": np.int64(index), "skipped": np.int64(-1)}
-    return {**look(opened, spec.image, spec.slots), **text, **numbers}
+    return {**arrays, "id": np.int64(index), "skipped": np.int64(-1)}
+
+
+def arranged(
+    encoded: Encoded,
+    opened: Sequence[Image],
+    spec: SampleSpec,
+    slots: Slots,
+    *,
+    truncate: bool = False,
+) -> dict[str, np.ndarray]:
+    """Text and images in these slots: the arrays of `look` and of `place`, which see."""
+    text = place(
+        encoded,
+        slots,
+        len(opened),
+        pad_id=spec.tokenizer.pad_id,
+        counts=counts(opened, spec.image, slots),
+        grids=grids(opened, spec.image),
+        truncate=truncate,
+    )
+    return {**look(opened, spec.image, slots), **text}
 
 
 def look(
