@@ -139,7 +139,8 @@ class Experiment:
             suffix: text slots of prompts, if not the config's (0).
 
         Raises:
-            ValueError: a strategy that does not exist, or that cannot be placed.
+            ValueError: a strategy that does not exist, that cannot be placed, or that would
+                mix the samples of packed rows.
         """
         text, images = self.config.text, self.images
         prompt = suffix or self.config.eval.suffix or text.suffix
@@ -157,7 +158,15 @@ class Experiment:
         named = {getattr(edit, "name", None) for edit in chosen}
         # A config that names what the model has anyway says how, not once more.
         own = (e for e in lmm.own_edits(self.spec, geometry) if e.name not in named)
-        return make_plan(geometry, (*own, *chosen), mode=self.config.model.mode)
+        plan = make_plan(geometry, (*own, *chosen), mode=self.config.model.mode)
+        if train and plan.row_wide and self.config.data.pack > 1:
+            raise ValueError(
+                f"data.pack={self.config.data.pack}: "
+                f"{', '.join(edit.name for edit in plan.row_wide)} would choose among the "
+                "tokens of all samples in a row; use data.pack=1, or a reduction at the "
+                "connector, which goes image by image."
+            )
+        return plan
 
     @functools.cached_property
     def images(self) -> ImageSpec:

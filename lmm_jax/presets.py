@@ -67,6 +67,7 @@ def llava(
         seed=42,
         group="none" if pretrain else "modality_length",
         parts=1 if pretrain else 8,  # the recipe's GPUs
+        pack=1,
         workers=8,
         threads=4,
         prefetch=4,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from pathlib import Path
@@ -11,12 +12,17 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from lmm_jax import evaluate, experiment, runs, train
+from lmm_jax import evaluate, experiment, partition, runs, train
 from lmm_jax.checkpoint.state import CheckpointError
+from lmm_jax.data import pipeline
 from lmm_jax.data.pipeline import TooManyBadRecords
+from lmm_jax.data.placement import sample
+from lmm_jax.models import lmm
 from tests.small import small_config, write_config
 
 REPOSITORY = Path(__file__).parents[1]
@@ -142,6 +148,74 @@ def test_sigterm_saves_and_leaves(whole, tmp_path, monkeypatch):
     assert [p.name for p in Path(config.workdir, "checkpoints").iterdir()] == ["4"]
     train.train(config)
     same(final(config), final(whole))
+
+
+def packed_config(folder, strategy="deepstack"):
+    """Rows of up to three pages."""
+    config = small_config(folder, strategy, steps=4)
+    config.text.update(images=3, suffix=256)
+    config.data.update(pack=3, batch_size=4)
+    config.checkpoint.every = 2
+    return config
+
+
+def updated(exp, batch):
+    """Parameters after a step of plain gradient descent from seed 0, and its scalars."""
+    model = lmm.LMM(exp.spec, exp.plan(train=True))
+    params = jax.jit(lambda key: lmm.init(model, key))(jax.random.key(0))
+    selection = partition.select(params, exp.learned)
+    learning, frozen = partition.split(params, selection)
+    descent = optax.sgd(1.0)
+    update = train.make_update(model, selection, descent, exp.config.train)
+    state = train.TrainState(jnp.zeros((), int), learning, descent.init(learning))
+    rows = {k: x for k, x in batch.items() if k not in experiment.HOST_ONLY}
+    state, scalars = jax.jit(update)(state, frozen, rows)
+    return state.learning, scalars
+
+
+def test_packed_rows_have_the_loss_and_gradients_of_their_samples(tmp_path):
+    config = packed_config(tmp_path)
+    packed = experiment.build(config)
+    experiment.prepare_data(packed)
+    source = pipeline.open_sources(packed.config.data)
+    samples = packed.samples(packed.plan(train=True))
+    batch = next(pipeline.train_batches(source, samples, packed.config.data))
+    ids = batch["id"][batch["id"] >= 0]
+    assert len(ids) > 2 * config.data.batch_size
+
+    config.text.images, config.data.pack = 1, 1
+    plain = experiment.build(config)
+    samples = plain.samples(plain.plan(train=True))
+    rows = [sample(source[index], samples, index=index) for index in ids]
+    alone = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+    (ours, scalars), (theirs, expected) = updated(packed, batch), updated(plain, alone)
+    for name in ("loss", "tokens", "accuracy", "grad_norm"):
+        np.testing.assert_allclose(scalars[name], expected[name], rtol=1e-5)
+    close = functools.partial(np.testing.assert_allclose, rtol=0, atol=2e-5)
+    jax.tree.map(close, ours, theirs)
+
+
+def test_packed_rows_resume_bit_for_bit(tmp_path, monkeypatch):
+    config = packed_config(tmp_path / "whole", "llava")
+    train.train(config)
+    other = packed_config(tmp_path, "llava")
+    interrupt(monkeypatch, at=4)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(other)
+    monkeypatch.undo()
+    train.train(other)
+    same(final(other), final(config))
+
+
+def test_a_cut_among_all_tokens_of_a_row_is_refused_with_packing(tmp_path):
+    config = small_config(tmp_path, "fastv")
+    config.data.pack = 2
+    exp = experiment.build(config)
+    with pytest.raises(ValueError, match=r"data.pack=2: fastv .* use data.pack=1"):
+        exp.plan(train=True)
+    exp.plan(train=False)  # prompts are not packed
+    config.strategy = dict(uniform=dict(keep=4))
+    experiment.build(config).plan(train=True)
 
 
 def test_frozen_parts_have_no_optimizer_state_and_do_not_move(tmp_path):

@@ -1,8 +1,10 @@
 """Look at every record before training on it.
 
     python -m lmm_jax.data.check train.json --images=images --tokenizer=vicuna-7b
+    python -m lmm_jax.data.check train.json --images=images --slots=1472,4 --pack=8
 
-Prints counts, text lengths and up to ten of each fault; exits with 1 if there is any.
+Prints counts, text lengths and up to ten of each fault; exits with 1 if there is any. With
+the text and image slots of a row also how full rows are, packed and not.
 FILE is a LLaVA JSON or JSONL file, or the folder of a TFDS version.
 """
 
@@ -10,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import collections
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 import dataclasses
 from pathlib import Path
 import sys
@@ -19,7 +21,7 @@ import grain
 import numpy as np
 import tqdm
 
-from lmm_jax.data import conversation, images
+from lmm_jax.data import conversation, images, packing
 from lmm_jax.data.conversation import Template
 from lmm_jax.data.sources import BadRecord, LlavaJson, Source, TfdsSource
 from lmm_jax.data.tokenizer import Tokenizer
@@ -85,9 +87,8 @@ def inspect(
     )
 
 
-def report(source: Source, findings: Iterable[Finding]) -> tuple[str, int]:
+def report(source: Source, findings: Sequence[Finding]) -> tuple[str, int]:
     """The text of the report and the number of faults."""
-    findings = list(findings)
     faults = collections.defaultdict(list)
     for index, finding in enumerate(findings):
         for kind, reason in finding.faults:
@@ -111,6 +112,29 @@ def report(source: Source, findings: Iterable[Finding]) -> tuple[str, int]:
     return "\n".join(lines), sum(map(len, faults.values()))
 
 
+def fill(findings: Sequence[Finding], slots: tuple[int, int], most: int) -> str:
+    """How full the text slots of rows are, for samples that are cut where too long.
+
+    Args:
+        slots: text and image slots of a row.
+        most: samples of a packed row.
+    """
+    fit = [f for f in findings if f.tokens and f.images <= slots[1]]
+    if not fit:
+        return ""
+    sizes = np.array([(min(f.tokens, slots[0]), f.images) for f in fit])
+    packed = len(packing.pack(sizes, slots, most, np.random.default_rng(0)))
+    lines = [f"{'rows':18}{len(fit)}, packed {packed}"]
+    shares = (sizes[:, 0].sum() / (rows * slots[0]) for rows in (len(fit), packed))
+    lines.append(f"{'text slots used':18}{{:.1%}}, packed {{:.1%}}".format(*shares))
+    return "\n".join(lines)
+
+
+def _pair(text: str) -> tuple[int, int]:
+    first, second = map(int, text.split(","))
+    return first, second
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Check one file; 1 if anything is wrong, else 0."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -120,6 +144,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--template", default="short", choices=list(conversation.TEMPLATES)
     )
+    parser.add_argument(
+        "--slots", type=_pair, metavar="TEXT,IMAGES", help="of a row: says how full"
+    )
+    parser.add_argument("--pack", type=int, default=8, help="samples of a packed row")
     options = parser.parse_args(arguments)
     if options.file.is_dir():
         source = TfdsSource(options.file)
@@ -128,9 +156,12 @@ def main(arguments: list[str] | None = None) -> int:
     tokenizer = Tokenizer.load(options.tokenizer)
     template = conversation.find_template(options.template)
     conversation.check(template, tokenizer)
-    findings = tqdm.tqdm(inspect(source, template, tokenizer), total=len(source))
+    found = inspect(source, template, tokenizer)
+    findings = list(tqdm.tqdm(found, total=len(source)))
     text, faults = report(source, findings)
     print(text)
+    if options.slots:
+        print(fill(findings, options.slots, options.pack))
     print(f"\n{faults} faults" if faults else "\nall good")
     return int(faults > 0)
 

@@ -9,6 +9,7 @@ neither on workers nor on processes, and the iterator's state is one number.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -18,7 +19,7 @@ from absl import flags
 import grain
 import numpy as np
 
-from lmm_jax.data import grouping
+from lmm_jax.data import grouping, packing
 from lmm_jax.data.conversation import MARKER
 from lmm_jax.data.placement import SampleSpec, sample
 from lmm_jax.data.sources import (
@@ -62,15 +63,19 @@ class DataConfig:
 
     Attributes:
         sources: the mixture; dictionaries of the same keys will do.
-        batch_size: samples of a global batch, over all processes.
+        batch_size: samples of a global batch, over all processes; rows if they are packed.
         seed: of the order.
         group: "modality_length" makes batches of one modality; see `grouping`.
         parts: of a grouped batch, each with its fair share of long samples.
+        pack: samples that a row may hold, 1 for no packing; see `packing`.
         workers: processes that decode, 0 for none; a script that uses them needs an
             `if __name__ == "__main__"` guard.
         threads: in each of them.
         prefetch: batches kept ready in each of them.
         max_skipped: distinct bad records before the run stops (`SkipLedger`).
+
+    Raises:
+        ValueError: fields that do not go together.
     """
 
     sources: tuple[SourceConfig, ...]
@@ -78,6 +83,7 @@ class DataConfig:
     seed: int = 0
     group: Literal["none", "modality_length"] = "none"
     parts: int = 1
+    pack: int = 1
     workers: int = 0
     threads: int = 4
     prefetch: int = 4
@@ -86,6 +92,11 @@ class DataConfig:
     def __post_init__(self):
         made = [SourceConfig(**s) if isinstance(s, dict) else s for s in self.sources]
         object.__setattr__(self, "sources", tuple(made))
+        if self.pack > 1 and self.group != "none":
+            raise ValueError(
+                f"data.pack={self.pack} with data.group={self.group!r}: a packed row holds "
+                "samples with and without images; use group='none', or pack=1"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,18 +212,13 @@ def train_batches(
     mid-epoch. Close it when workers were used.
 
     Raises:
-        ValueError: the batch does not divide over the processes.
+        ValueError: the batch does not divide over the processes, or the source cannot be
+            ordered as the config says.
     """
-    order = _order(source, config)
-    samples = order.map_with_index(_Sampler(source, order, spec))
-    batches = _own_rows(samples, config.batch_size, process_index, process_count)
-    stream = batches.to_iter_dataset(_read_options(config.threads, config.prefetch))
-    if config.workers:
-        if not flags.FLAGS.is_parsed():  # Grain reads flags; a library has none
-            flags.FLAGS.mark_as_parsed()
-        options = grain.MultiprocessingOptions(num_workers=config.workers)
-        stream = stream.mp_prefetch(options)
-    return iter(stream)
+    samples = _packed if config.pack > 1 else _samples
+    rows = samples(source, spec, config)
+    batches = _own_rows(rows, config.batch_size, process_index, process_count)
+    return _stream(batches, config)
 
 
 def prompts(
@@ -237,10 +243,44 @@ def prompts(
     return iter(batches.to_iter_dataset(_read_options(threads=4, prefetch=4)))
 
 
+def _samples(source: Mixture, spec: SampleSpec, config: DataConfig) -> grain.MapDataset:
+    """The endless stream of samples."""
+    order = _order(source, config)
+    return order.map_with_index(_Sampler(source, order, spec))
+
+
 def _order(source: Mixture, config: DataConfig) -> grain.MapDataset:
     if config.group == "none":
         return source.order(config.seed)
     return grouping.order(source, config.batch_size, config.parts, config.seed)
+
+
+def _packed(source: Mixture, spec: SampleSpec, config: DataConfig) -> grain.MapDataset:
+    """The endless stream of packed rows."""
+    if source.weights:
+        raise ValueError("data.pack with weights of sources: leave one of them out")
+    measured = grain.MapDataset.range(len(source)).map(packing.Measure(source, spec))
+    with contextlib.closing(_stream(measured.batch(256), config)) as stream:
+        sizes = np.concatenate(list(stream))
+    if not sizes.any():
+        raise ValueError(
+            "data.pack: no record is good; run python -m lmm_jax.data.check on the data"
+        )
+    room = spec.slots.text, spec.slots.images
+    rows = packing.Rows(sizes, room, config.pack, config.seed)
+    packer = packing.Packer(source, rows, spec, config.pack)
+    return grain.MapDataset.range(1).repeat().map_with_index(packer)
+
+
+def _stream(batches: grain.MapDataset, config: DataConfig) -> grain.DatasetIterator:
+    """Batches in order, made by the threads and processes of the config."""
+    stream = batches.to_iter_dataset(_read_options(config.threads, config.prefetch))
+    if config.workers:
+        if not flags.FLAGS.is_parsed():  # Grain reads flags; a library has none
+            flags.FLAGS.mark_as_parsed()
+        options = grain.MultiprocessingOptions(num_workers=config.workers)
+        stream = stream.mp_prefetch(options)
+    return iter(stream)
 
 
 def _own_rows(

@@ -52,6 +52,15 @@ class Slots:
         """I * V, number of visual slots."""
         return self.images * self.tokens_per_image
 
+    def filled(self, text: int, images: int) -> Slots:
+        """Of these slots as many as so much text and so many images fill, no prefix."""
+        return dataclasses.replace(
+            self,
+            prefix=0,
+            suffix=min(text, self.text),
+            images=min(images, self.images),
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class SampleSpec:
@@ -185,7 +194,12 @@ def place(
 
 
 def sample(
-    record: Record, spec: SampleSpec, *, index: int, prompt: bool = False
+    record: Record,
+    spec: SampleSpec,
+    *,
+    index: int,
+    prompt: bool = False,
+    snug: bool = False,
 ) -> dict[str, Any]:
     """One record as the arrays of a batch, without the batch axis.
 
@@ -194,9 +208,13 @@ def sample(
     Args:
         index: stored as `id`.
         prompt: end at the header of the answer that is to be generated.
+        snug: only the slots that the record fills, all text in the suffix, as
+            `lmm_jax.data.packing` puts them together.
 
     Returns:
-        The arrays of `look` and of `place`; id, skipped int64 [].
+        The arrays of `look` and of `place`. For the host alone id int64 [], and skipped
+        int64 [], a bad record in whose place this one stands, else -1. A packed row has
+        both as int64 [N], for the N samples that it may hold, -1 where there is none.
 
     Raises:
         BadRecord: whatever keeps it from training, "unsupervised" included.
@@ -204,22 +222,37 @@ def sample(
     encode = conversation.prompt if prompt else conversation.encode
     encoded = encode(record.turns, spec.template, spec.tokenizer)
     opened = [images.load(image) for image in record.images]
-    text = place(
-        encoded,
-        spec.slots,
-        len(opened),
-        pad_id=spec.tokenizer.pad_id,
-        counts=counts(opened, spec.image, spec.slots),
-        grids=grids(opened, spec.image),
-        # A cut prompt would lose the header that asks for the answer.
-        truncate=spec.truncate and not prompt,
-    )
-    if not prompt and not text["loss_mask"].any():
+    filled = (len(encoded.tokens), len(opened))
+    slots = spec.slots.filled(*filled) if snug else spec.slots
+    # A cut prompt would lose the header that asks for the answer.
+    truncate = spec.truncate and not prompt
+    arrays = arranged(encoded, opened, spec, slots, truncate=truncate)
+    if not prompt and not arrays["loss_mask"].any():
         raise BadRecord(
             "unsupervised", f"record {record.id!r} has no answer token left to learn"
         )
-    numbers = {"id": np.int64(index), "skipped": np.int64(-1)}
-    return {**look(opened, spec.image, spec.slots), **text, **numbers}
+    return {**arrays, "id": np.int64(index), "skipped": np.int64(-1)}
+
+
+def arranged(
+    encoded: Encoded,
+    opened: Sequence[Image],
+    spec: SampleSpec,
+    slots: Slots,
+    *,
+    truncate: bool = False,
+) -> dict[str, np.ndarray]:
+    """Text and images in these slots: the arrays of `look` and of `place`, which see."""
+    text = place(
+        encoded,
+        slots,
+        len(opened),
+        pad_id=spec.tokenizer.pad_id,
+        counts=counts(opened, spec.image, slots),
+        grids=grids(opened, spec.image),
+        truncate=truncate,
+    )
+    return {**look(opened, spec.image, slots), **text}
 
 
 def look(

@@ -111,6 +111,12 @@ class Plan:
         """Those of the language stack."""
         return _injects(self.edits, "language")
 
+    @property
+    def row_wide(self) -> tuple[Reduce, ...]:
+        """Reductions that choose among all tokens of a row, not image by image."""
+        reduces = (e for e in self.edits if isinstance(e, Reduce))
+        return tuple(e for e in reduces if e.at != CONNECTOR)
+
 
 def make_plan(
     geometry: Geometry, edits: Sequence[Edit], *, mode: Mode = "drop"

@@ -20,6 +20,15 @@ def test_a_good_file(dataset, tmp_path, capsys):
         assert line in " ".join(out.split())
 
 
+def test_how_full_rows_are(dataset, tmp_path, capsys):
+    path = dataset([row(0), row(1), row(2), {**row(3), "image": ["0.png"] * 3}])
+    arguments = [str(path), f"--images={tmp_path}", "--slots=100,2", "--pack=2"]
+    check.main(arguments)
+    out = " ".join(capsys.readouterr().out.split())
+    tokens = int(out.split("median ")[1].split(",")[0])
+    assert f"rows 3, packed 2 text slots used {tokens}.0%, packed {1.5 * tokens}" in out
+
+
 def test_every_fault_is_counted_and_named(dataset, tmp_path, capsys):
     rows = [row(i) for i in range(8)]
     rows[0]["image"] = ["nothing.png", "never.png"]

@@ -242,6 +242,25 @@ def test_12_an_answer_does_not_depend_on_its_neighbours(name, tiny):
         )
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_13_an_answer_does_not_depend_on_its_row(name, tiny):
+    """Three samples a row, each a segment of its own; but for cuts that choose among all
+    tokens of a row, which the plan must know."""
+    edits, count = tiny.strategy(name), 3
+    plan = tiny.plan(edits)
+    text = plan.geometry.prefix + plan.geometry.suffix
+    wide = dict(prefix=0, suffix=count * text, images=count * plan.geometry.images)
+    batch = tiny.batch(plan, rows=2 * count)
+    packed = {k: x.reshape(2, -1, *x.shape[2:]) for k, x in batch.items()}
+    for key in ("segment", "visual_segment"):
+        numbers = np.repeat(np.arange(count, dtype=np.int32), batch[key].shape[1])
+        packed[key] = np.tile(numbers, (2, 1))
+    ours = tiny.logits(tiny.plan(edits, **wide), packed)
+    alone = tiny.logits(plan, batch)
+    difference = np.abs(ours.reshape(alone.shape) - alone).max()
+    assert difference > 1e-3 if plan.row_wide else difference < 2e-5
+
+
 @pytest.mark.parametrize("interval", [1, 2, 3])
 @pytest.mark.parametrize("start", [0, 1, 4])
 def test_strategies_compose(start, interval, tiny):
