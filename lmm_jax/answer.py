@@ -136,12 +136,13 @@ class Answerer:
     @functools.cached_property
     def _generators(self) -> dict[int, Generator]:
         largest = self.samples.slots.suffix
-        chosen = self.exp.config.eval.buckets or buckets(largest)
+        settings = self.exp.config.eval
+        chosen = settings.buckets or buckets(largest)
         sizes = sorted({largest, *(size for size in chosen if size < largest)})
         end, sampling = self.exp.end_id, self.sampling
         models = {size: self.exp.model(train=False, suffix=size) for size in sizes}
         return {
-            size: Generator(model, self.slots, end, sampling)
+            size: Generator(model, self.slots, end, sampling, settings.chunk)
             for size, model in models.items()
         }
 

@@ -79,12 +79,14 @@ class Generator:
         slots: M.
         end: token that ends an answer.
         sampling: how tokens are drawn.
+        chunk: see `LMM.prefill`.
     """
 
     model: lmm.LMM
     slots: int
     end: int
     sampling: Sampling = Sampling()
+    chunk: int = 0
 
     def __call__(self, params, batch, key: Array | None = None) -> Array:
         """Answers int32 [B, M]; after the end token, more end tokens."""
@@ -117,7 +119,11 @@ class Generator:
         @jax.jit
         def prefill(params, batch, key):
             logits, cache = self.model.apply(
-                {"params": params}, batch, slots=self.slots, method="prefill"
+                {"params": params},
+                batch,
+                slots=self.slots,
+                chunk=self.chunk,
+                method="prefill",
             )
             return sample(logits, _at(key, cache), self.sampling), cache
 

@@ -110,6 +110,7 @@ def llava(
         batch_size=32,
         suffix=192,
         buckets=(),
+        chunk=0,
         weights="float",
         limit=0,
         max_new_tokens=0,

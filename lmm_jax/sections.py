@@ -142,6 +142,7 @@ class EvalConfig:
         suffix: text slots after the images for prompts; 0 takes those of training.
         buckets: smaller numbers of slots for batches of short prompts, each with its own
             programs; () is powers of two from 64 on.
+        chunk: tokens of a prompt that a language layer reads at a time; 0 is all.
         weights: "int8" rounds the language model's matrices; `generate` heeds it too.
         limit: number of questions; 0 asks all.
         max_new_tokens: if not the task's own (0).
@@ -155,11 +156,19 @@ class EvalConfig:
     batch_size: int = 32
     suffix: int = 0
     buckets: tuple[int, ...] = ()
+    chunk: int = 0
     weights: Literal["float", "int8"] = "float"
     limit: int = 0
     max_new_tokens: int = 0
     groups: dict = dataclasses.field(default_factory=dict)
     after_training: bool = False
+
+    def __post_init__(self):
+        if self.chunk < 0:
+            raise ValueError(
+                f"config.eval.chunk={self.chunk}: use a number of tokens, or 0 to read "
+                "prompts whole."
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -65,6 +65,19 @@ def test_short_prompts_take_small_buckets_and_answer_the_same(exp, params, page)
     assert Answerer(whole, params, NEW).ask(asked, 2) == found
 
 
+def test_chunks_of_the_config(exp, params, page):
+    asked = [question(page, n) for n in (1, 8)]
+    found = Answerer(exp, params, NEW).ask(asked, 2)
+    for chunk in (20, 0):
+        evaluation = dataclasses.replace(exp.config.eval, chunk=chunk)
+        config = dataclasses.replace(exp.config, eval=evaluation)
+        answerer = Answerer(experiment.Experiment(config, exp.devices), params, NEW)
+        assert answerer.ask(asked, 2) == found
+        assert {made.chunk for made in answerer._generators.values()} == {chunk}
+    with pytest.raises(ValueError, match="chunk=-2: use a number of tokens, or 0"):
+        dataclasses.replace(exp.config.eval, chunk=-2)
+
+
 def test_a_prompt_that_does_not_fit(exp, params, page):
     with pytest.raises(BadRecord, match="question 40: too long"):
         Answerer(exp, params, NEW).ask([question(page, 40)], 1)

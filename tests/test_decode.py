@@ -11,7 +11,14 @@ import torch
 from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
 from lmm_jax.data.tokenizer import Tokenizer
-from lmm_jax.decode import Sampling, TextStream, prepared, sample, words
+from lmm_jax.decode import (
+    Generator,
+    Sampling,
+    TextStream,
+    prepared,
+    sample,
+    words,
+)
 
 TOLERANCE = dict(rtol=0, atol=1e-5)
 
@@ -34,6 +41,21 @@ def test_layers_apart_give_the_same_logits(name, tiny):
         both.append(np.stack(logits))
     assert isinstance(params["language"]["stack"]["layers"], tuple)
     np.testing.assert_allclose(*both, **TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["deepstack", "fastv"])
+def test_greedy_answers_are_the_same_in_chunks(name, tiny):
+    plan = tiny.plan(tiny.strategy(name))
+    model, batch = tiny.model(plan), tiny.batch(plan)
+    params = prepared(jax.device_put(tiny.params, jax.devices()[0]))
+    whole, parts = (Generator(model, 6, end=-1, chunk=size) for size in (0, 7))
+    np.testing.assert_array_equal(parts(params, batch), whole(params, batch))
+
+
+def test_chunks_of_less_than_a_token(tiny):
+    plan = tiny.plan()
+    with pytest.raises(ValueError, match="chunks of -1 tokens: use 1 or more, or 0"):
+        Generator(tiny.model(plan), 2, end=-1, chunk=-1)(tiny.params, tiny.batch(plan))
 
 
 def test_layers_apart_are_views(tiny):

@@ -94,7 +94,9 @@ class Tiny:
         predicted = batch["valid"] & (batch["positions"] > 0)
         return np.asarray(logits) * predicted[..., None]
 
-    def decoded(self, plan: Plan, batch, count: int) -> tuple[np.ndarray, np.ndarray]:
+    def decoded(
+        self, plan: Plan, batch, count: int, *, chunk: int = 0
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The last `count` tokens of each row, read one by one after a prefill.
 
         Returns:
@@ -104,7 +106,7 @@ class Tiny:
         slots = np.stack([np.flatnonzero(row)[-count:] for row in batch["valid"]])
         np.put_along_axis(prompt["valid"], slots, False, axis=1)
         new = np.take_along_axis(batch["tokens"], slots, 1)
-        prefill, decode = _steps(self.model(plan), count)
+        prefill, decode = _steps(self.model(plan), count, chunk)
         logits, cache = prefill(self.params, prompt)
         found = []
         for step in range(count):
@@ -166,11 +168,12 @@ def _put(arrays, row: int, slot: int, at: int) -> None:
 
 
 @functools.cache
-def _steps(model: lmm.LMM, slots: int):
+def _steps(model: lmm.LMM, slots: int, chunk: int):
     """Programs of prefill and of one decode step."""
 
     def prefill(params, batch):
-        return model.apply({"params": params}, batch, slots=slots, method="prefill")
+        sizes = dict(slots=slots, chunk=chunk)
+        return model.apply({"params": params}, batch, **sizes, method="prefill")
 
     def decode(params, tokens, cache):
         return model.apply({"params": params}, tokens, cache, method="decode")

@@ -62,7 +62,12 @@ class LMM(nn.Module):
         }
 
     def __call__(
-        self, batch: Batch, rng: Array | None = None, *, collect: bool = False
+        self,
+        batch: Batch,
+        rng: Array | None = None,
+        *,
+        collect: bool = False,
+        chunk: int = 0,
     ) -> StackOutput:
         """Runs all layers: the tokens alive at the end, and caches if asked for."""
         state, ctx = self._enter(batch, rng)
@@ -73,6 +78,7 @@ class LMM(nn.Module):
             ops=self.strategy,
             mode=self.plan.mode,
             collect=collect,
+            chunk=chunk,
         )
 
     def score(
@@ -95,14 +101,17 @@ class LMM(nn.Module):
             logits = self.language.logits(hidden)
         return self.constrain(logits, "batch tokens vocab")
 
-    def prefill(self, batch: Batch, *, slots: int) -> tuple[Array, Cache]:
+    def prefill(
+        self, batch: Batch, *, slots: int, chunk: int = 0
+    ) -> tuple[Array, Cache]:
         """Reads a prompt: logits [B, W] of the first new token, and the cache.
 
         Args:
             batch: prompts; see `lmm_jax.data.pipeline`.
             slots: capacity for decoded tokens.
+            chunk: tokens that a language layer reads at a time; 0 is all.
         """
-        out = self(batch, collect=True)
+        out = self(batch, collect=True, chunk=chunk)
         state, s = out.state, self.spec.language
         order = jnp.where(state.valid, state.positions, -1)
         last = jnp.argmax(order, axis=1)

@@ -158,12 +158,15 @@ class Block(nn.Module):
         rotation: Rotation | None,
         sight: Sight,
         past: tuple[tuple[Keys, Sight], ...] = (),
+        keys: Keys | None = None,
     ) -> tuple[Array, Keys]:
         """Both halves: [B, T, D] and the keys of x, [B, T, K, H]."""
-        x, keys, _ = self.attend(x, rotation, sight, past)
+        x, keys, _ = self.attend(x, rotation, sight, past, keys)
         return self.feed(x), keys
 
-    def attend(self, x, rotation, sight, past=()) -> tuple[Array, Keys, Array]:
+    def attend(
+        self, x, rotation, sight, past=(), keys=None
+    ) -> tuple[Array, Keys, Array]:
         """First half: attention over `past` (read, never written) and x itself.
 
         Args:
@@ -171,6 +174,8 @@ class Block(nn.Module):
             rotation: angles of x; None without rotary embedding.
             sight: which tokens of x see which.
             past: caches and who sees them, in any order.
+            keys: [B, S, K, H] of a sequence that x is a part of, in place of its own;
+                `sight` then says who sees those.
 
         Returns:
             The residual stream [B, T, D], the keys of x, and its rotated queries
@@ -178,16 +183,21 @@ class Block(nn.Module):
         """
         with jax.named_scope("attention"):
             y = self.attn_norm(x)
-            q, k, v = self.q(y), self.k(y), self.v(y)
+            q = self.q(y)
             if self.spec.qk_norm:
-                q, k = self.q_norm(q), self.k_norm(k)
+                q = self.q_norm(q)
             if rotation is not None:
-                q, k = rotate(q, rotation), rotate(k, rotation)
-            keys = Keys(k, v)
+                q = rotate(q, rotation)
+            keys = self._keys(y, rotation) if keys is None else keys
             out = self.o(attention(q, (*past, (keys, sight))))
             if self.spec.parallel:
                 out = out + self._mlp(y)
         return x + out, keys, q
+
+    def keys(self, x: Array, rotation: Rotation | None) -> Keys:
+        """The keys of x alone, [B, T, K, H]."""
+        with jax.named_scope("attention"):
+            return self._keys(self.attn_norm(x), rotation)
 
     def feed(self, x: Array) -> Array:
         """Second half, token by token; nothing is left to do in a parallel block."""
@@ -195,6 +205,12 @@ class Block(nn.Module):
             return x
         with jax.named_scope("mlp"):
             return x + self._mlp(self.mlp_norm(x))
+
+    def _keys(self, y: Array, rotation: Rotation | None) -> Keys:
+        k, v = self.k(y), self.v(y)
+        if self.spec.qk_norm:
+            k = self.k_norm(k)
+        return Keys(k if rotation is None else rotate(k, rotation), v)
 
     def _mlp(self, y: Array) -> Array:
         act = ACTIVATIONS[self.spec.activation]

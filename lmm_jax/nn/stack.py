@@ -22,6 +22,7 @@ from lmm_jax.depth.planner import Cut, Feed, Layer, Mode, Scan, Step
 from lmm_jax.depth.reduce import reduce_span
 from lmm_jax.nn.attention import Sight, observe, sight
 from lmm_jax.nn.block import Block, BlockSpec
+from lmm_jax.nn.chunk import in_chunks
 from lmm_jax.nn.lora import NOISE
 from lmm_jax.nn.rope import Rotation, rotation
 
@@ -103,6 +104,7 @@ class LayerStack(nn.Module):
         ops: Mapping[str, ReduceOp] | None = None,
         mode: Mode = "drop",
         collect: bool = False,
+        chunk: int = 0,
     ) -> StackOutput:
         """Runs a whole sequence: training and prefill.
 
@@ -113,6 +115,8 @@ class LayerStack(nn.Module):
             ops: bound modules of reductions that learn, by edit name.
             mode: see `Plan.mode`.
             collect: whether to return the caches for decoding.
+            chunk: tokens that a layer reads at a time, once it has the keys of all; 0
+                is all T. Not for learning: dropout would repeat from chunk to chunk.
         """
         ops = ops or {}
         seen, runs, aux = Observation(), [], {}
@@ -124,10 +128,12 @@ class LayerStack(nn.Module):
                 continue
             place = state.place
             if isinstance(step, Scan):
-                hidden, keys = self._scan(state, step, ctx, collect)
+                hidden, keys = self._scan(state, step, ctx, collect, chunk)
                 state = state.replace(hidden=hidden)
             else:
-                state, ctx, seen, keys, said = self._layer(state, step, ctx, ops, mode)
+                state, ctx, seen, keys, said = self._layer(
+                    state, step, ctx, ops, mode, chunk
+                )
                 aux |= said
             if collect:
                 keys = tuple(map(_packed, keys)) if self._apart else keys
@@ -210,9 +216,8 @@ class LayerStack(nn.Module):
             body, hidden, (jnp.asarray(numbers), prompts), unroll=unroll
         )
 
-    def _scan(self, state, step: Scan, ctx: Context, collect: bool):
-        block = Block(self.spec, parent=None)
-        angles, own = self._rotation(state.place), self._sight(state.place, state.place)
+    def _scan(self, state, step: Scan, ctx: Context, collect: bool, chunk: int):
+        block = self._block(state.place, chunk)
 
         def body(hidden, xs):
             layers, fed = xs
@@ -220,10 +225,7 @@ class LayerStack(nn.Module):
                 hidden = _add(hidden, rows, state.layout.slice("visual"))
             kept = []
             for layer, rngs in layers:
-                hidden = self.constrain(hidden)
-                hidden, keys = block.apply(
-                    {"params": layer}, hidden, angles, own, rngs=rngs
-                )
+                hidden, keys = block(layer, self.constrain(hidden), rngs)
                 kept.append(keys)
             return hidden, tuple(kept) if collect else ()
 
@@ -248,29 +250,57 @@ class LayerStack(nn.Module):
             kept += keys
         return hidden, tuple(kept)
 
-    def _layer(self, state, step: Layer, ctx, ops, mode):
+    def _layer(self, state, step: Layer, ctx, ops, mode, chunk):
         """One layer alone: its attention is shown, and it may be cut half-way."""
-        block = Block(self.spec, parent=None)
+        attend = self._block(state.place, chunk, "attend")
         rows = self._rows(slice(step.start, step.stop), step, ctx)
         layer, rngs = rows[0] if self._apart else jax.tree.map(lambda p: p[0], rows)
-        angles, own = self._rotation(state.place), self._sight(state.place, state.place)
         hidden = self.constrain(_fed(state, ctx, step.feeds).hidden)
 
-        def attend(layer, hidden):
-            return block.apply(
-                {"params": layer}, hidden, angles, own, rngs=rngs, method="attend"
-            )
-
         def feed(layer, hidden):
-            return block.apply({"params": layer}, hidden, rngs=rngs, method="feed")
+            feed = functools.partial(self._methods(layer, rngs), method="feed")
+            return in_chunks(feed, hidden, chunk)
 
-        hidden, keys, q = self._rematted(attend)(layer, hidden)
+        hidden, keys, q = self._rematted(attend)(layer, hidden, rngs)
+        own = self._sight(state.place, state.place)
         seen = observe(q, keys, own, state, step.observe)
         state = state.replace(hidden=hidden)
         state, ctx, aux = _cut(step.between, state, seen, ctx, ops, mode)
         state = state.replace(hidden=self._rematted(feed)(layer, state.hidden))
         kept = (keys,) if self._apart else jax.tree.map(lambda k: k[None], keys)
         return state, ctx, seen, kept, aux
+
+    def _block(self, place: Place, chunk: int, method: str = "__call__"):
+        """A method of a block over all tokens at `place`: a function of (parameters, x,
+        random keys).
+
+        In chunks, the keys of all tokens come first, so a chunk may hold any tokens, in
+        any order.
+        """
+        angles = self._rotation(place)
+        whole = chunk == 0 or chunk >= place.valid.shape[1]
+        own = self._sight(place, place) if whole else None
+
+        def run(layer, x, rngs):
+            apply = self._methods(layer, rngs)
+            if whole:
+                return apply(x, angles, own, method=method)
+            keys = apply(x, angles, method="keys")
+
+            def read(part):
+                x, angles, queries = part
+                sight = self._sight(queries, place)
+                x, _, *q = apply(x, angles, sight, keys=keys, method=method)
+                return x, *q
+
+            x, *q = in_chunks(read, (x, angles, place), chunk)
+            return x, keys, *q
+
+        return run
+
+    def _methods(self, layer, rngs):
+        block = Block(self.spec, parent=None)
+        return functools.partial(block.apply, {"params": layer}, rngs=rngs)
 
     def _rotation(self, place: Place) -> Rotation | None:
         if self.spec.rope is None:

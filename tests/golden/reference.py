@@ -150,11 +150,11 @@ def batch(
     return out
 
 
-def run(model: lmm.LMM, params, batch):
+def run(model: lmm.LMM, params, batch, chunk: int = 0):
     """The state after the last layer, and logits of all its tokens."""
 
     def both(model, batch):
-        state = model(batch).state
+        state = model(batch, chunk=chunk).state
         return state, model.logits(state.hidden)
 
     apply = functools.partial(model.apply, method=both)

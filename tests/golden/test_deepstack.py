@@ -115,15 +115,15 @@ def test_groups_and_features():
     np.testing.assert_allclose(groups, f["out/groups"], **CLOSE)
 
 
-@pytest.mark.parametrize("side", ["right", "left"])
-def test_several_images_and_text_only_rows(side):
+@pytest.mark.parametrize(("side", "chunk"), [("right", 0), ("left", 0), ("left", 9)])
+def test_several_images_and_text_only_rows(side, chunk):
     f = reference.load("deepstack/deepstack_l_multi_image")
     c = f.meta["config"]
     ids, mask = f[f"in/input_ids_{side}"], f[f"in/attention_mask_{side}"]
     model = build(f, c["start"], c["interval"], max(c["images_per_row"]), ids.shape[1])
     params = reference.lmm_params(f, model)
     batch = reference.batch(f, model.plan, ids, mask)
-    state, logits = reference.run(model, params, batch)
+    state, logits = reference.run(model, params, batch, chunk)
     real = f[f"out/expanded_attention_mask_{side}"] > 0
     theirs = f[f"out/logits_{side}"]
     for ours, expected, valid in zip(reference.in_order(logits, state), theirs, real):

@@ -147,7 +147,8 @@ def test_logits(folder):
         np.testing.assert_allclose(mine, right, rtol=0, atol=bound)
 
 
-def test_greedy_generation_of_unequal_prompts(folder):
+@pytest.mark.parametrize("chunk", [0, 5])
+def test_greedy_generation_of_unequal_prompts(folder, chunk):
     path, theirs = folder
     model, params, batch = ours(path)
     theirs.model.rope_deltas = None  # it remembers those of the last prompt
@@ -160,7 +161,7 @@ def test_greedy_generation_of_unequal_prompts(folder):
             suppress_tokens=None,
         )
     expected = out[:, -NEW:].numpy()
-    answers = Generator(model, NEW, end=-1)(params, batch)
+    answers = Generator(model, NEW, end=-1, chunk=chunk)(params, batch)
     np.testing.assert_array_equal(answers, expected)
 
 

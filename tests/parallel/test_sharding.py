@@ -106,10 +106,10 @@ def test_parameters_are_really_sharded(tmp_path):
 
 
 def test_cuts_add_no_collectives(tmp_path):
-    """Rows of a cut are per example: FastV moves nothing between devices, and neither
-    does a stack of views, which are those of one image."""
+    """Rows of a cut are per example: FastV moves nothing between devices, and neither do
+    chunks of the prompt, nor a stack of views, which are those of one image."""
 
-    def collectives(strategy):
+    def collectives(strategy, chunk=0):
         exp = on_mesh(small_config(tmp_path, strategy), "fsdp")
         axes, model = exp.axes, exp.model(train=False)
         batch = lmm.abstract_batch(model, 8)
@@ -119,7 +119,9 @@ def test_cuts_add_no_collectives(tmp_path):
             )
             for name, x in batch.items()
         }
-        run = jax.jit(lambda p, b: model.apply({"params": p}, b).state.hidden)
+        run = jax.jit(
+            lambda p, b: model.apply({"params": p}, b, chunk=chunk).state.hidden
+        )
         text = run.lower(exp.placed_params(model), placed).compile().as_text()
         return set(
             re.findall(r"(all-to-all|collective-permute|reduce-scatter)\(", text)
@@ -127,6 +129,7 @@ def test_cuts_add_no_collectives(tmp_path):
 
     least = collectives("llava")
     assert collectives("fastv") <= least
+    assert collectives("fastv", chunk=20) <= least
     assert collectives("deepstack_v") <= least
 
 
