@@ -92,17 +92,21 @@ _HD = dict(
     records=748_000,
     length=4096,
 )
+_CHATML = dict(template="chatml")
 DEEPSTACK = {
     "stage=pretrain": LLAVA["stage=pretrain"] | dict(image="stretch"),
     "form=l": _STACKED,
     "form=l,tower=true": _STACKED | _TOWER_TOO,
     "form=l,lm=phi-3-mini": _STACKED | dict(template="phi3_instruct"),
+    "form=l,lm=qwen2-7b": _STACKED | _CHATML,
     "form=v": _STACKED | _TOWER_TOO,
     "form=v,stage=pretrain": LLAVA["stage=pretrain"] | dict(image="stretch"),
     "form=v,lm=vicuna-13b": _STACKED | _TOWER_TOO,
+    "form=v,lm=qwen3-8b": _STACKED | _TOWER_TOO | _CHATML,
     "form=hd": _STACKED | _HD,
     "form=hd,lm=vicuna-13b": _STACKED | _HD,
     "form=hd,lm=phi-3-mini": _STACKED | _HD | dict(template="phi3_instruct"),
+    "form=hd,lm=qwen2-7b": _STACKED | _HD | _CHATML,
 }
 TABLE = [
     *(("llava", f"lm={lm},{a}", n) for lm in ("vicuna-7b", "vicuna-13b")
