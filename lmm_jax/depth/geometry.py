@@ -54,6 +54,7 @@ class Geometry:
         merge: patches a side that the connector makes one token of.
         passes: images of `patches` that the vision layers read for one view.
         fine: every view comes again as fine x fine views of the same area; 0: it does not.
+        dtype, param_dtype: of computation and of parameters, for ops that learn.
     """
 
     vision: StackGeometry
@@ -74,6 +75,8 @@ class Geometry:
     merge: int = 1
     passes: int = 1
     fine: int = 0
+    dtype: str = "float32"
+    param_dtype: str = "float32"
 
     @property
     def views(self) -> int:

@@ -279,6 +279,8 @@ def geometry(
         pinpoints=pinpoints,
         fine=fine,
         train=train,
+        dtype=w.block.dtype,
+        param_dtype=w.block.param_dtype,
     )
 
 
