@@ -5,15 +5,13 @@ Letters: P patches, V visual tokens, E vision width, D language width.
 
 from __future__ import annotations
 
-import dataclasses
-
 from flax import linen as nn
 import jax
 
 from lmm_jax.depth import Edit, Inject
 from lmm_jax.models.specs import LMMSpec
 from lmm_jax.nn.linear import Linear
-from lmm_jax.nn.merger import Merger, MergerSpec, TappedLayers
+from lmm_jax.nn.merger import MERGER, Merger, MergerSpec, TappedLayers
 from lmm_jax.nn.params import Param
 
 Array = jax.Array
@@ -84,11 +82,8 @@ def tap_params(spec: LMMSpec, prefix: str) -> tuple[Param, ...]:
     """Rows of the mergers of taps; `{layer}` in `prefix` runs over them."""
     if not spec.vision.taps:
         return ()
-    path = f"strategy_{TAPS}/mergers/"
-    return tuple(
-        dataclasses.replace(row, axes=f"layers {row.axes}").under(path, prefix)
-        for row in MERGER
-    )
+    rows = TappedLayers.params()
+    return tuple(row.under(f"strategy_{TAPS}/", prefix) for row in rows)
 
 
 def params(spec: LMMSpec) -> tuple[Param, ...]:
@@ -102,12 +97,4 @@ PROJECTOR = (
     # Square, so its input keeps a name of its own: an axis is sharded once.
     Param("second/kernel", "mlp embed", "2.weight", "embed mlp"),
     Param("second/bias", "norm", "2.bias", "norm"),
-)
-MERGER = (
-    Param("norm/scale", "norm", "norm.weight", "norm"),
-    Param("norm/bias", "norm", "norm.bias", "norm"),
-    Param("first/kernel", "vision_embed mlp", "linear_fc1.weight", "mlp vision_embed"),
-    Param("first/bias", "norm", "linear_fc1.bias", "norm"),
-    Param("second/kernel", "mlp embed", "linear_fc2.weight", "embed mlp"),
-    Param("second/bias", "norm", "linear_fc2.bias", "norm"),
 )

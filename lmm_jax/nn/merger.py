@@ -17,9 +17,20 @@ import jax.numpy as jnp
 from lmm_jax.depth import Project, VisionFeatures
 from lmm_jax.nn.linear import Linear
 from lmm_jax.nn.norm import LayerNorm
+from lmm_jax.nn.params import Param
 from lmm_jax.ops.spatial import cell_order
 
 Array = jax.Array
+
+
+MERGER = (
+    Param("norm/scale", "norm", "norm.weight", "norm"),
+    Param("norm/bias", "norm", "norm.bias", "norm"),
+    Param("first/kernel", "vision_embed mlp", "linear_fc1.weight", "mlp vision_embed"),
+    Param("first/bias", "norm", "linear_fc1.bias", "norm"),
+    Param("second/kernel", "mlp embed", "linear_fc2.weight", "embed mlp"),
+    Param("second/bias", "norm", "linear_fc2.bias", "norm"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,3 +132,9 @@ class TappedLayers(nn.Module):
             own = jax.tree.map(lambda p, j=j: p[j], mergers)
             rows.append(merger.apply({"params": own}, of(layer)))
         return einops.rearrange(jnp.stack(rows), "s b i v d -> s b (i v) d")
+
+    @staticmethod
+    def params() -> tuple[Param, ...]:
+        """Rows of the mergers."""
+        layered = (dataclasses.replace(r, axes=f"layers {r.axes}") for r in MERGER)
+        return tuple(row.under("mergers/", "") for row in layered)

@@ -15,7 +15,8 @@ from flax import linen as nn
 import jax
 
 from lmm_jax.depth import Connect, Edit, Geometry, Inject, Project, VisionFeatures
-from lmm_jax.nn.merger import Merger, MergerSpec, TappedLayers
+from lmm_jax.nn.merger import MERGER, Merger, MergerSpec, TappedLayers
+from lmm_jax.nn.params import Param
 from lmm_jax.ops.spatial import cell_order
 from lmm_jax.strategies.deepstack import every
 
@@ -124,3 +125,8 @@ class Merged(nn.Module):
         return self.merger(
             cell_order(vision.hidden[:, :, 0], self.grid, self.spec.side)
         )
+
+    @staticmethod
+    def params() -> tuple[Param, ...]:
+        """Rows of the merger."""
+        return tuple(row.under("merger/", "") for row in MERGER)

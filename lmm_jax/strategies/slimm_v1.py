@@ -16,7 +16,8 @@ from flax import linen as nn
 import jax
 
 from lmm_jax.depth import Edit, Geometry, Inject, Project, VisionFeatures
-from lmm_jax.nn.merger import Merger, MergerSpec
+from lmm_jax.nn.merger import MERGER, Merger, MergerSpec
+from lmm_jax.nn.params import Param
 from lmm_jax.ops.spatial import cell_order
 from lmm_jax.strategies.deepstack import every
 from lmm_jax.strategies.slimm_m import context, merger, together, unordered
@@ -72,3 +73,8 @@ class Cells(nn.Module):
         tokens = cell_order(self.merger(patches), coarse)
         groups = einops.rearrange(tokens, "b i (v n) d -> n b (i v) d", n=self.cell)
         return groups[: self.groups]
+
+    @staticmethod
+    def params() -> tuple[Param, ...]:
+        """Rows of the merger."""
+        return tuple(row.under("merger/", "") for row in MERGER)

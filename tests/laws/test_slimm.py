@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from lmm_jax import strategies
+from lmm_jax.checkpoint.params import check_rows
 from lmm_jax.depth import Connect, VisionFeatures, make_plan
 from lmm_jax.models import lmm
 from lmm_jax.models.specs import LMMSpec, named
@@ -82,6 +83,16 @@ def test_rows_of_zeros_are_the_context_alone(name, tiny):
     np.testing.assert_array_equal(
         tiny.logits(both, batch, params), tiny.logits(alone, batch, params)
     )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_all_that_they_learn_has_a_row(name, tiny):
+    plan = tiny.plan(tiny.strategy(name))
+    model = tiny.model(plan)
+    abstract = jax.eval_shape(lambda key: lmm.init(model, key), jax.random.key(0))
+    assert "connector" not in abstract  # their mergers take its place
+    rows = (row for row in lmm.params(SPEC) if not row.path.startswith("connector/"))
+    check_rows((*rows, *lmm.op_params(plan)), abstract)
 
 
 @pytest.mark.parametrize(
