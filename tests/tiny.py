@@ -127,8 +127,8 @@ class Tiny:
         abstract = lmm.abstract_batch(lmm.LMM(SPEC, plan), rows)
         arrays = {name: np.zeros(x.shape, x.dtype) for name, x in abstract.items()}
         images, tokens = arrays["images"].shape, arrays["tokens"].shape
-        arrays["images"] = rng.integers(0, 256, images, dtype=np.uint8)
         arrays["tokens"] = rng.integers(3, SPEC.language.vocab, tokens, np.int32)
+        arrays["images"] = rng.integers(0, 256, images, dtype=np.uint8)
         arrays["role"][:] = Role.USER
         tiled = g.pinpoints
         if tiled:
