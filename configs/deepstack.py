@@ -1,6 +1,7 @@
 """DeepStack (arXiv:2406.04334): hi-res tokens stacked into layers.
 
 python -m lmm_jax.depth.plan --config=configs/deepstack.py:lm=vicuna-13b
+python -m lmm_jax.depth.plan --config=configs/deepstack.py:lm=qwen3-8b
 python -m lmm_jax.train --config=configs/deepstack.py:stage=pretrain
 python -m lmm_jax.train --config=configs/deepstack.py \\
     --config.init.run=runs/deepstack-vicuna-7b-pretrain
@@ -21,7 +22,6 @@ FORMS = {
     "v": dict(strategy="deepstack_v", start=20, grid="square", tower=True),
     "hd": dict(strategy="deepstack_hd", start=1, grid="aspect", tower=True),
 }
-TEMPLATES = {"phi-3-mini": "phi3_instruct"}
 
 
 def get_config(arg=None):
@@ -44,11 +44,9 @@ def get_config(arg=None):
     presets.hires_views(c, a.views, own["grid"])
     start = own["start"] if a.start < 0 else a.start
     c.strategy[c.name] = dict(start=start, interval=a.interval)
-    if a.stage != "pretrain":
-        c.text.template = TEMPLATES.get(a.lm, c.text.template)
-        if own["tower"] or a.tower:
-            c.train.learn = (*c.train.learn, "vision")
-            c.optim.lr_scale.vision = 2e-6 / c.optim.lr  # Table 10; the text has 1e-6
+    if a.stage != "pretrain" and (own["tower"] or a.tower):
+        c.train.learn = (*c.train.learn, "vision")
+        c.optim.lr_scale.vision = 2e-6 / c.optim.lr  # Table 10; the text has 1e-6
     if a.form == "hd":
         long_context(c, a)
     return c

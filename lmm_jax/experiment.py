@@ -267,7 +267,8 @@ class Experiment:
     def placed_params(self, model: lmm.LMM) -> dict[str, Any]:
         """The same, each with its sharding on the mesh."""
         abstract = self.abstract_params(model)
-        shardings = self.axes.params(abstract, lmm.params(model.spec))
+        rows = (*lmm.params(model.spec), *lmm.op_params(model.plan))
+        shardings = self.axes.params(abstract, rows)
         return jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
             abstract,

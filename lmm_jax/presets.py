@@ -7,6 +7,12 @@ import ml_collections
 from lmm_jax.data.documents import HIRES_CATEGORIES, LOWRES_CATEGORIES
 from lmm_jax.parallel.axes import RULES
 
+TEMPLATES = {  # of language models that have one; others get LLaVA-1.5's
+    "phi-3-mini": "phi3_instruct",
+    "qwen2-0.5b": "chatml",
+    "qwen2-7b": "chatml",
+    "qwen3-8b": "chatml",
+}
 STAGES = ("pretrain", "finetune", "finetune-lora")
 
 
@@ -50,7 +56,7 @@ def llava(
     )
     c.text = dict(
         tokenizer=f"data/tokenizers/{language}",
-        template="plain" if pretrain else "vicuna_v1",
+        template="plain" if pretrain else TEMPLATES.get(language, "vicuna_v1"),
         prefix=0 if pretrain else 64,
         suffix=256 if pretrain else 1408,
         images=1,

@@ -46,6 +46,8 @@ def traced_update(exp):
         ("deepstack", "form=hd,lm=vicuna-7b"),
         ("deepstack", "form=hd,lm=vicuna-13b"),
         ("deepstack", "lm=phi-3-mini"),
+        ("deepstack", "lm=qwen3-8b"),
+        ("slimm", "form=m,lm=qwen2-7b"),
         ("fastv", "lm=vicuna-7b"),
         ("llava", "lm=vicuna-7b,stage=pretrain"),
         ("llava", "lm=vicuna-13b,stage=finetune-lora"),

@@ -92,23 +92,55 @@ _HD = dict(
     records=748_000,
     length=4096,
 )
+_CHATML = dict(template="chatml")
 DEEPSTACK = {
     "stage=pretrain": LLAVA["stage=pretrain"] | dict(image="stretch"),
     "form=l": _STACKED,
     "form=l,tower=true": _STACKED | _TOWER_TOO,
     "form=l,lm=phi-3-mini": _STACKED | dict(template="phi3_instruct"),
+    "form=l,lm=qwen2-7b": _STACKED | _CHATML,
     "form=v": _STACKED | _TOWER_TOO,
     "form=v,stage=pretrain": LLAVA["stage=pretrain"] | dict(image="stretch"),
     "form=v,lm=vicuna-13b": _STACKED | _TOWER_TOO,
+    "form=v,lm=qwen3-8b": _STACKED | _TOWER_TOO | _CHATML,
     "form=hd": _STACKED | _HD,
     "form=hd,lm=vicuna-13b": _STACKED | _HD,
     "form=hd,lm=phi-3-mini": _STACKED | _HD | dict(template="phi3_instruct"),
+    "form=hd,lm=qwen2-7b": _STACKED | _HD | _CHATML,
+}
+# SliMM (scripts of its repository): LLaVA-OneVision's data, and mergers that learn fast.
+_FAST = {
+    f"strategy_slimm_{name}_lr": 5e-3
+    for name in ("merger", "m", "v1", "e", "e_context")
+}
+_SLIMM = (
+    _CHATML
+    | _FAST
+    | dict(batch=256, image="stretch", group="modality_length", length=4096)
+)
+SLIMM = {
+    "form=v1,stage=pretrain": LLAVA["stage=pretrain"]
+    | dict(image="stretch", learn={"strategy_slimm_merger", "strategy_slimm_v1"}),
+    "form=e,stage=middle": _SLIMM
+    | dict(
+        records=4_000_000,
+        lr=2e-5,
+        learn={"strategy_slimm_e_context", "strategy_slimm_e", "language"},
+    ),
+    "form=m": _SLIMM
+    | dict(
+        records=3_200_000,
+        lr=1e-5,
+        vision_lr=1e-6,
+        learn={"strategy_slimm_merger", "strategy_slimm_m", "language", "vision"},
+    ),
 }
 TABLE = [
     *(("llava", f"lm={lm},{a}", n) for lm in ("vicuna-7b", "vicuna-13b")
       for a, n in LLAVA.items()),
     *(("bunny", argument, n) for argument, n in BUNNY.items()),
     *(("deepstack", argument, n) for argument, n in DEEPSTACK.items()),
+    *(("slimm", argument, n) for argument, n in SLIMM.items()),
 ]  # fmt: skip
 
 

@@ -31,8 +31,12 @@ BUDGETS = {  # arguments under which each strategy really does something here
     "llava": {},
     "llava_hires": {},
     "random": {"keep": 5},
+    "slimm_e": {"interval": 2},
+    "slimm_m": {"taps": (0, 1)},
+    "slimm_v1": {},
     "uniform": {"keep": 4},
 }
+LEARN = ("anyres", "slimm_e", "slimm_m", "slimm_v1")  # what has parameters of its own
 NEEDS = {"deepstack_hd": {"fine": 2}}  # more views than others read
 
 
@@ -57,7 +61,8 @@ class Tiny:
             pinpoints=GRIDS,
         )
         params = {}
-        for edits in ((), strategies.build({"anyres": {}}, geometry)):
+        learn = (strategies.build({name: BUDGETS[name]}, geometry) for name in LEARN)
+        for edits in ((), *learn):
             model = lmm.LMM(SPEC, make_plan(geometry, edits))
             fresh = jax.jit(lambda key, model=model: lmm.init(model, key))
             params |= fresh(jax.random.key(0))
@@ -122,8 +127,8 @@ class Tiny:
         abstract = lmm.abstract_batch(lmm.LMM(SPEC, plan), rows)
         arrays = {name: np.zeros(x.shape, x.dtype) for name, x in abstract.items()}
         images, tokens = arrays["images"].shape, arrays["tokens"].shape
-        arrays["images"] = rng.integers(0, 256, images, dtype=np.uint8)
         arrays["tokens"] = rng.integers(3, SPEC.language.vocab, tokens, np.int32)
+        arrays["images"] = rng.integers(0, 256, images, dtype=np.uint8)
         arrays["role"][:] = Role.USER
         tiled = g.pinpoints
         if tiled:

@@ -101,9 +101,7 @@ def cost(
     """
     g = plan.geometry
     words = g.prefix + g.suffix if text is None else text
-    projected = plan.connect.to if plan.connect else g.visual_tokens
-    projected += sum(edit.projects for edit in plan.injects)
-    connector = 2.0 * g.images * projected * g.connector
+    connector = 2.0 * g.images * _projected(plan)
     steps = tuple(_steps(plan, words, bytes_per_value, pairs))
     head = 2.0 * g.language.width * g.vocab
     keys = [s.visual + s.text + 1 for s in steps for _ in range(_layers(s.step))]
@@ -111,6 +109,17 @@ def cost(
         weight_flops(g.language) + pair_flops(g.language) * count for count in keys
     )
     return Cost(_vision_flops(plan, pairs), connector, head, steps, decode)
+
+
+def _projected(plan: Plan) -> int:
+    """Multiply-adds of all projectors for one image."""
+    g, connect = plan.geometry, plan.connect
+    passes = [(edit.projects, edit.weights) for edit in plan.injects]
+    first = (connect.to, connect.weights) if connect else (g.visual_tokens, None)
+    return sum(
+        tokens * (g.connector if weights is None else weights)
+        for tokens, weights in (first, *passes)
+    )
 
 
 def layer_flops(stack: StackGeometry, tokens: int, pairs: Pairs = "visible") -> float:

@@ -95,6 +95,8 @@ class Inject:
             layers that run means after the last of them.
         op: `VisionFeatures, Project -> [len(layers), B, V, D]`, evaluated once.
         projects: tokens per image that pass a projector for it, which is its cost.
+        weights: entries of the matrices of that projector, if not the connector's.
+        taps: vision layers after which it reads features (`VisionFeatures.taps`).
         stack: where it acts; at most one per plan in "vision".
     """
 
@@ -102,6 +104,8 @@ class Inject:
     layers: tuple[int, ...]
     op: Callable[[VisionFeatures, Project], Array]
     projects: int = 0
+    weights: int | None = None
+    taps: tuple[int, ...] = ()
     stack: Literal["language", "vision"] = "language"
 
 
@@ -114,12 +118,14 @@ class Connect:
         to: visual tokens per image.
         op: `VisionFeatures, Project -> [B, I, to, D]`.
         varies: an image fills the slots that `VisionFeatures.rows` says, not all.
+        weights: entries of the matrices that one of them passes, if not the connector's.
     """
 
     name: str
     to: int
     op: Callable[[VisionFeatures, Project], Array]
     varies: bool = False
+    weights: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

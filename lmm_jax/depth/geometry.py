@@ -51,10 +51,10 @@ class Geometry:
         pinpoints: grids of tiles (columns, rows), of which an any-resolution image has
             one; empty if images have another form.
         train: which of two plans is asked for, where learning and running differ.
-        vision_taps: vision layers after which features are taken too.
         merge: patches a side that the connector makes one token of.
         passes: images of `patches` that the vision layers read for one view.
         fine: every view comes again as fine x fine views of the same area; 0: it does not.
+        dtype, param_dtype: of computation and of parameters, for ops that learn.
     """
 
     vision: StackGeometry
@@ -72,10 +72,11 @@ class Geometry:
     vocab: int
     pinpoints: tuple[tuple[int, int], ...] = ()
     train: bool = False
-    vision_taps: tuple[int, ...] = ()
     merge: int = 1
     passes: int = 1
     fine: int = 0
+    dtype: str = "float32"
+    param_dtype: str = "float32"
 
     @property
     def views(self) -> int:

@@ -117,6 +117,11 @@ class Plan:
         reduces = (e for e in self.edits if isinstance(e, Reduce))
         return tuple(e for e in reduces if e.at != CONNECTOR)
 
+    @property
+    def taps(self) -> tuple[int, ...]:
+        """Vision layers after which features are read."""
+        return tuple(sorted({tap for edit in self.injects for tap in edit.taps}))
+
 
 def make_plan(
     geometry: Geometry, edits: Sequence[Edit], *, mode: Mode = "drop"
@@ -143,6 +148,7 @@ def make_plan(
     injects, stacked = _injects(edits, "language"), _injects(edits, "vision")
     for edit in injects:
         _check_inject(edit, geometry.language.depth)
+        _check_taps(edit, geometry)
     for edit in stacked:
         _check_inject(edit, geometry.vision_layers)
         _check_fold(edit, geometry, (*stacked, *injects, *connects))
@@ -173,7 +179,7 @@ def make_plan(
     return Plan(
         geometry=geometry,
         edits=(*connects, *stacked, *reduces, *injects, *tunes),
-        vision=_vision_steps(geometry, stacked),
+        vision=_vision_steps(geometry, stacked, injects),
         language=language,
         layouts=_layouts(entrance, language, mode),
         entrance=entrance,
@@ -191,10 +197,10 @@ def _injects(edits: Sequence[Edit], stack: str) -> tuple[Inject, ...]:
 
 
 def _vision_steps(
-    geometry: Geometry, stacked: Sequence[Inject]
+    geometry: Geometry, stacked: Sequence[Inject], readers: Sequence[Inject]
 ) -> tuple[Step | Fold, ...]:
     """The vision stack, cut after each layer whose features are read."""
-    ends = {tap + 1 for tap in geometry.vision_taps}
+    ends = {tap + 1 for edit in readers for tap in edit.taps}
     steps = list(_steps(geometry.vision_layers, (), stacked, ends))
     for edit in stacked:
         first = next(i for i, step in enumerate(steps) if step.feeds)
@@ -386,6 +392,20 @@ def _check_inject(edit: Inject, depth: int) -> None:
         raise ValueError(
             f"{edit.name} injects before layers {list(edit.layers)}; they must ascend "
             "without repeats, one per row of its buffer."
+        )
+
+
+def _check_taps(edit: Inject, geometry: Geometry) -> None:
+    outside = [tap for tap in edit.taps if not 0 <= tap < geometry.vision_layers]
+    if outside:
+        raise ValueError(
+            f"{edit.name} reads features after vision layers {outside}, but "
+            f"{geometry.vision_layers} run: use layers in 0..{geometry.vision_layers - 1}."
+        )
+    if edit.taps and geometry.passes > 1:
+        raise ValueError(
+            f"{edit.name} reads features of inner vision layers, which a tower that reads "
+            "a view at several scales does not join: choose another vision tower."
         )
 
 

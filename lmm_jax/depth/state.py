@@ -97,7 +97,7 @@ class VisionFeatures:
 
     hidden: Array  # [B, I, C, P, E]
     grid: Array  # int32 [B, I, 2]; columns and rows of crops, width first
-    taps: tuple[Array, ...] = ()  # hidden after the layers that `VisionSpec.taps` names
+    taps: dict[int, Array] = struct.field(default_factory=dict)  # hidden after layers
     rows: Array | None = None  # int32 [B, I, V]; of tiled images
     fine: Array | None = None  # [B, I, C, N, P, E]
 

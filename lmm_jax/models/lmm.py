@@ -141,7 +141,7 @@ class LMM(nn.Module):
         with jax.named_scope("vision"):
             flat = images.reshape(-1, *images.shape[3:])
             flat_grid = jnp.repeat(grid.reshape(-1, 2), views, axis=0)
-            found = self.vision(flat, self.plan.vision, flat_grid)
+            found = self.vision(flat, self.plan.vision, flat_grid, self.plan.taps)
         hidden, taps = jax.tree.map(
             lambda x: x.reshape(count, slots, -1, *x.shape[1:]), found
         )
@@ -264,7 +264,6 @@ def geometry(
         vision=v.block.geometry(v.depth),
         language=w.block.geometry(w.depth),
         vision_layers=v.run,
-        vision_taps=v.taps,
         class_token=v.class_token,
         patches=v.patches,
         fixed_grid=None if v.native else v.grid,
@@ -280,6 +279,8 @@ def geometry(
         pinpoints=pinpoints,
         fine=fine,
         train=train,
+        dtype=w.block.dtype,
+        param_dtype=w.block.param_dtype,
     )
 
 
@@ -346,6 +347,15 @@ def params(spec: LMMSpec) -> tuple[Param, ...]:
         *connector.tap_params(spec, "model.mm_projector.taps.{layer}."),
         *(row.under("language/", "") for row in decoder.params(spec.language)),
     )
+
+
+def op_params(plan: Plan) -> tuple[Param, ...]:
+    """Rows of the ops that have some; another's parameters are whole on every device."""
+    found = []
+    for edit in plan.edits:
+        rows = getattr(getattr(edit, "op", None), "params", tuple)()
+        found += [row.under(f"strategy_{edit.name}/", "") for row in rows]
+    return tuple(found)
 
 
 def _predecessors(state: TokenState, positions: Array, segment: Array) -> Array:

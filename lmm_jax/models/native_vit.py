@@ -47,8 +47,12 @@ class NativeVisionTransformer(nn.Module):
         )
 
     def __call__(
-        self, images: Array, steps: Sequence[Step], grid: Array
-    ) -> tuple[Array, tuple[Array, ...]]:
+        self,
+        images: Array,
+        steps: Sequence[Step],
+        grid: Array,
+        taps: Sequence[int] = (),
+    ) -> tuple[Array, dict[int, Array]]:
         """Features of each image.
 
         Args:
@@ -56,6 +60,7 @@ class NativeVisionTransformer(nn.Module):
                 normalised. A single frame stands for all.
             steps: of the plan's vision stack.
             grid: int32 [N, 2], columns and rows of patches.
+            taps: layers after which features are read too.
 
         Returns:
             [N, P, E], the residual stream after the last step, and after each tap.
@@ -68,7 +73,7 @@ class NativeVisionTransformer(nn.Module):
         x = x + interpolated(table, places, grid).astype(x.dtype)
         valid = jnp.arange(x.shape[1]) < grid.prod(axis=-1, keepdims=True)
         state = vit.entrance(x, valid=valid, coords=places)
-        return vit.run(self.stack, state, steps, self.spec.taps, grid)
+        return vit.run(self.stack, state, steps, taps, grid)
 
 
 def coordinates(grid: Array, slots: int, merge: int) -> Array:

@@ -202,6 +202,12 @@ def llama_block(
     )
 
 
+def _qwen(width: int, heads: int, hidden: int, kv_heads: int, **own) -> BlockSpec:
+    """Llama's block with Qwen's wavelengths and epsilon, and what a version adds."""
+    block = llama_block(width, heads, hidden, kv_heads=kv_heads, base=1e6)
+    return dataclasses.replace(block, norm_eps=1e-6, **own)
+
+
 VISION = {
     "clip-l-336": VisionSpec(
         336, 14, vit_block(1024, 16, 4096, "quick_gelu"), depth=24, run=23
@@ -258,6 +264,15 @@ LANGUAGE = {
         dataclasses.replace(llama_block(3072, 32, 8192), window=2047),
         32,
         kind="phi3",
+    ),
+    "qwen2-0.5b": LanguageSpec(
+        151_936, _qwen(896, 14, 4864, 2, bias="qkv"), 24, tied=True, kind="qwen2"
+    ),
+    "qwen2-7b": LanguageSpec(
+        152_064, _qwen(3584, 28, 18_944, 4, bias="qkv"), 28, kind="qwen2"
+    ),
+    "qwen3-8b": LanguageSpec(
+        151_936, _qwen(4096, 32, 12_288, 8, qk_norm=True), 36, kind="qwen3"
     ),
     "quickstart-lm": LanguageSpec(512, llama_block(96, 4, 256), 6, tied=True),
     "tiny-lm": LanguageSpec(128, llama_block(48, 4, 96, kv_heads=2), 6),

@@ -51,8 +51,12 @@ class VisionTransformer(nn.Module):
         )
 
     def __call__(
-        self, images: Array, steps: Sequence[Step | Fold], grid: Array | None = None
-    ) -> tuple[Array, tuple[Array, ...]]:
+        self,
+        images: Array,
+        steps: Sequence[Step | Fold],
+        grid: Array | None = None,
+        taps: Sequence[int] = (),
+    ) -> tuple[Array, dict[int, Array]]:
         """Features of each view.
 
         Args:
@@ -60,6 +64,7 @@ class VisionTransformer(nn.Module):
             steps: of the plan's vision stack.
             grid: int32 [N, 2], columns and rows of hi-res views of the image; read by
                 what stacks them.
+            taps: layers after which features are read too.
 
         Returns:
             [N, P, E], the residual stream after the last step, and after each tap,
@@ -68,13 +73,17 @@ class VisionTransformer(nn.Module):
         """
         images = normalised(images, self.spec)
         if self.spec.scales:
-            found, _ = self._encoded(s2.tiles(images, self.spec), steps, grid)
-            return s2.joined(found, self.spec), ()
-        return self._encoded(images, steps, grid)
+            found, _ = self._encoded(s2.tiles(images, self.spec), steps, grid, ())
+            return s2.joined(found, self.spec), {}
+        return self._encoded(images, steps, grid, taps)
 
     def _encoded(
-        self, images: Array, steps: Sequence[Step | Fold], grid: Array | None
-    ) -> tuple[Array, tuple[Array, ...]]:
+        self,
+        images: Array,
+        steps: Sequence[Step | Fold],
+        grid: Array | None,
+        taps: Sequence[int],
+    ) -> tuple[Array, dict[int, Array]]:
         x = self.patch(images)
         if self.spec.class_token:
             cls = jnp.broadcast_to(self.cls.astype(x.dtype), (len(x), 1, x.shape[-1]))
@@ -85,7 +94,7 @@ class VisionTransformer(nn.Module):
         if self.spec.post_norm and self.is_initializing():
             self.post_norm(x)
         state = entrance(x, cls=int(self.spec.class_token))
-        return run(self.stack, state, steps, self.spec.taps, grid)
+        return run(self.stack, state, steps, taps, grid)
 
 
 def normalised(images: Array, spec: VisionSpec) -> Array:
@@ -121,17 +130,17 @@ def run(
     steps: Sequence[Step | Fold],
     taps: Sequence[int],
     grid: Array | None,
-) -> tuple[Array, tuple[Array, ...]]:
-    """Visual rows after the last step, and after each layer in `taps`, ascending."""
-    ctx, seen = Context(), []
+) -> tuple[Array, dict[int, Array]]:
+    """Visual rows after the last step, and after each layer in `taps`."""
+    ctx, seen = Context(), {}
     for step in steps:
         if isinstance(step, Fold):
             state, ctx = _folded(state, step, grid)
             continue
         state = stack.run(state, (step,), ctx).state
         if isinstance(step, Scan) and step.stop - 1 in taps:
-            seen.append(state.hidden[:, state.layout.slice("visual")])
-    return state.hidden[:, state.layout.slice("visual")], tuple(seen)
+            seen[step.stop - 1] = state.hidden[:, state.layout.slice("visual")]
+    return state.hidden[:, state.layout.slice("visual")], seen
 
 
 def _folded(state: TokenState, fold: Fold, grid: Array) -> tuple[TokenState, Context]:

@@ -89,6 +89,30 @@ def fine_groups(fine: Array, grid: tuple[int, int], side: int) -> Array:
     )
 
 
+def cell_order(tokens: Array, grid: tuple[int, int] | None, side: int = 2) -> Array:
+    """Tokens of each side x side cell one after the other, row by row; cells likewise.
+
+    Args:
+        tokens: [..., P, D], row-major.
+        grid: rows and columns of the map, both multiples of `side`; None where tokens
+            are in this order already.
+
+    Returns:
+        [..., P, D].
+    """
+    if grid is None or side == 1:
+        return tokens
+    rows, columns = grid
+    return einops.rearrange(
+        tokens,
+        "... (h y w x) d -> ... (h w y x) d",
+        h=rows // side,
+        w=columns // side,
+        y=side,
+        x=side,
+    )
+
+
 def pool(tokens: Array, grid: tuple[int, int], factor: int) -> Array:
     """Means over factor x factor windows of a token map.
 

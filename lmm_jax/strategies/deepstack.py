@@ -71,16 +71,25 @@ def places(
             f"{name} stacks hi-res views, but image.crops={crops}: set image.crops to the "
             "budget of views (4 in the paper)."
         )
-    if start < 0 or interval < 1:
-        raise ValueError(
-            f"{name}.start={start}, interval={interval}: use start >= 0 and interval >= 1."
-        )
     groups = crops if groups is None else groups
     if not 0 <= groups <= crops:
         raise ValueError(
             f"{name}.groups={groups}, but there are {crops} hi-res views: use 0 to {crops}."
         )
-    return tuple(range(start, depth, interval))[:groups]
+    return every(name, depth, start, interval)[:groups]
+
+
+def every(name: str, depth: int, start: int, interval: int) -> tuple[int, ...]:
+    """Every `interval`-th layer, fewer than `depth`, from `start` on.
+
+    Raises:
+        ValueError: an impossible place.
+    """
+    if start < 0 or interval < 1:
+        raise ValueError(
+            f"{name}.start={start}, interval={interval}: use start >= 0 and interval >= 1."
+        )
+    return tuple(range(start, depth, interval))
 
 
 @dataclasses.dataclass(frozen=True)

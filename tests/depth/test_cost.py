@@ -129,6 +129,21 @@ def test_deepstack_is_free_for_the_language_model(language):
     assert strung.language > 4 * cost(stacked).language
 
 
+def test_projectors_of_a_strategy_count_their_own_weights():
+    """Patches of CLIP-L, 1024 wide, for Vicuna-7B."""
+    width, out = 1024, 4096
+    four, sixteen = 4 * width, 16 * width
+    merged = four * four + four * out
+    by_hand = {
+        "slimm_v1": 144 * merged + 576 * (width * width + width * out),
+        "slimm_e": 144 * merged + 36 * (sixteen * out + out * out),
+        "slimm_m": 144 * merged * 3,
+    }
+    for name, count in by_hand.items():
+        arguments = dict(taps=(5, 11)) if name == "slimm_m" else {}
+        assert cost(plan(**{name: arguments})).connector == 2 * count
+
+
 def test_a_layer_by_hand():
     stack = plan().geometry.language
     t, d, f = 10, 4096, 11_008

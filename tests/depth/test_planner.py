@@ -118,6 +118,16 @@ def test_views_end_where_they_are_stacked_into_the_vision_layers(layers, before,
     assert plan.injects == ()
 
 
+def test_the_vision_stack_is_cut_where_features_are_read():
+    edits = (
+        Inject("x", (1, 2), nothing, taps=(7, 3)),
+        Inject("y", (4,), nothing, taps=(3, 22)),
+    )
+    plan = make_plan(geometry(), edits)
+    assert plan.taps == (3, 7, 22)
+    assert plan.vision == (Scan(0, 4), Scan(4, 8), Scan(8, 23))
+
+
 @pytest.mark.parametrize("first", range(5))
 @pytest.mark.parametrize("second", range(5, 9))
 def test_every_layer_runs_once_and_every_row_is_fed_once(first, second):
@@ -209,6 +219,16 @@ PARALLEL = dataclasses.replace(geometry().language, parallel=True)
         ),
         ((STACKED,), {"passes": 5}, "choose another vision tower"),
         ((STACKED,), {"fixed_grid": None}, "choose another vision tower"),
+        (
+            (Inject("a", (1,), nothing, taps=(3, 23)),),
+            {},
+            r"a reads features after vision layers \[23\], but 23 run",
+        ),
+        (
+            (Inject("a", (1,), nothing, taps=(3,)),),
+            {"passes": 5},
+            "choose another vision tower",
+        ),
         (
             (Connect("a", 9, nothing), Connect("b", 9, nothing)),
             {},

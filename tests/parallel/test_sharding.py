@@ -80,6 +80,23 @@ def test_adapters_and_their_dropout_too(tmp_path):
     assert not q[0].any() and np.abs(q[1]).max() > 1e-4
 
 
+def test_what_a_strategy_learns_is_sharded_too(tmp_path):
+    learn = ("strategy_.*", "language")
+    _, one, scalars = step(tmp_path, "one", "slimm_m", learn=learn)
+    _, many, others = step(tmp_path, "fsdp x tensor", "slimm_m", learn=learn)
+    np.testing.assert_allclose(others["loss"], scalars["loss"], rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), many, one)
+    config = small_config(tmp_path, "slimm_m", learn=learn)
+    exp = on_mesh(config, "fsdp x tensor")
+    placed = exp.placed_params(exp.model(train=True))
+    for kernel in (
+        placed["strategy_slimm_m"]["mergers"]["first"]["kernel"],
+        placed["strategy_slimm_merger"]["merger"]["second"]["kernel"],
+    ):
+        held = math.prod(kernel.sharding.shard_shape(kernel.shape))
+        assert held * 8 == kernel.size
+
+
 def test_accumulation_is_exact_with_unequal_token_counts(tmp_path):
     _, whole, scalars = step(tmp_path, "one")
     before, parts, others = step(tmp_path, "one", accumulate=4)

@@ -12,12 +12,13 @@ from lmm_jax.models.specs import LanguageSpec
 from lmm_jax.nn.block import BlockSpec
 from lmm_jax.nn.params import Param
 
-# model type -> (class on the hub, what its block has that Llama's has not)
+# model type -> (class on the hub, what its block has that Llama's has not). Qwen's configs
+# name a window, which `use_sliding_window` turns off.
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", {}),
     "mistral": ("MistralForCausalLM", {}),
-    "qwen2": ("Qwen2ForCausalLM", {"bias": "qkv"}),
-    "qwen3": ("Qwen3ForCausalLM", {"qk_norm": True}),
+    "qwen2": ("Qwen2ForCausalLM", {"bias": "qkv", "window": None}),
+    "qwen3": ("Qwen3ForCausalLM", {"qk_norm": True, "window": None}),
 }
 IGNORED = (r"rotary_emb\.inv_freq$",)
 _WINDOWS = {"mistral": 4096}  # where a config does not speak of it
@@ -35,14 +36,13 @@ def read(f: Fields) -> LanguageSpec:
     f.only("use_sliding_window", False)
     depth = f.take("num_hidden_layers")
     f.only("layer_types", ["full_attention"] * depth)
-    window = f.window(_WINDOWS.get(kind))
+    own = {"window": f.window(_WINDOWS.get(kind))} | KINDS[kind][1]
     block = BlockSpec(
         **block_sizes(f),
         norm_eps=f.take("rms_norm_eps", 1e-6),
         activation=f.activation("hidden_act", "silu"),
         rope=f.rope(),
-        window=window,
-        **KINDS[kind][1],
+        **own,
     )
     tied = f.take("tie_word_embeddings", False)
     return LanguageSpec(f.take("vocab_size"), block, depth, tied=tied, kind=kind)

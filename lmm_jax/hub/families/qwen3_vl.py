@@ -13,6 +13,7 @@ from lmm_jax.hub.fused import Fused
 from lmm_jax.models import connector, decoder, native_vit
 from lmm_jax.models.specs import LanguageSpec, LMMSpec, VisionSpec, vit_block
 from lmm_jax.nn.block import BlockSpec
+from lmm_jax.nn.merger import MERGER
 from lmm_jax.nn.params import Param
 from lmm_jax.nn.rope import Axial, Interleaved
 
@@ -104,7 +105,7 @@ def rows(spec: LMMSpec) -> tuple[Param, ...]:
     at = "model.visual."
     return (
         *(row.under("vision/", at) for row in native_vit.params(spec.vision)),
-        *(row.under("connector/", f"{at}merger.") for row in connector.MERGER),
+        *(row.under("connector/", f"{at}merger.") for row in MERGER),
         *connector.tap_params(spec, f"{at}deepstack_merger_list.{{layer}}."),
         *(row.under("language/", "") for row in decoder.params(spec.language, names)),
     )
