@@ -181,7 +181,8 @@ def _steps(
     for step, layout, after in zip(plan.language, before, plan.layouts):
         visual = layout.count("visual")
         if isinstance(step, Cut):
-            yield StepCost(step, after.count("visual"), text, 0.0, 0)
+            asked = sum(query.op.flops(text) for query in step.queries)
+            yield StepCost(step, after.count("visual"), text, asked, 0)
             continue
         tokens = visual + text
         flops = _layers(step) * layer_flops(stack, tokens, pairs)

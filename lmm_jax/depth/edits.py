@@ -128,6 +128,42 @@ class Connect:
     weights: int | None = None
 
 
+class QueryOp(Protocol):
+    """Learned tokens: what they are, and what they read."""
+
+    def enter(
+        self, words: Array, tokens: Array, role: Array, embed: Callable[[Array], Array]
+    ) -> Array:
+        """Embeddings [B, T, D] of the text with those of its query tokens; where `role` is
+        QUERY, `tokens` says which of them it is."""
+
+    def __call__(self, state: TokenState, ctx: Context) -> TokenState:
+        """The tokens after they have read; only query tokens may differ."""
+
+    def flops(self, text: int) -> float:
+        """Of reading once, in an example with so many text tokens."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Query:
+    """Learned tokens after every question, which read question and image once, at `at`.
+
+    They occupy text slots, with positions and caches like any other token, so decoding
+    knows nothing of them.
+
+    Attributes:
+        name: unique in a plan.
+        at: before a language layer.
+        count: tokens after each question.
+        op: what they are and how they read; `Context.memory` is what there is to see.
+    """
+
+    name: str
+    at: Site
+    count: int
+    op: QueryOp
+
+
 @dataclasses.dataclass(frozen=True)
 class Tune:
     """Only `layers` of `stack` learn; the others run in scans of their own, frozen."""
@@ -136,4 +172,4 @@ class Tune:
     layers: tuple[int, ...]
 
 
-Edit = Reduce | Inject | Connect | Tune
+Edit = Reduce | Inject | Connect | Query | Tune

@@ -7,7 +7,16 @@ import dataclasses
 import itertools
 from typing import Literal
 
-from lmm_jax.depth.edits import CONNECTOR, Connect, Edit, Inject, Reduce, Site, Tune
+from lmm_jax.depth.edits import (
+    CONNECTOR,
+    Connect,
+    Edit,
+    Inject,
+    Query,
+    Reduce,
+    Site,
+    Tune,
+)
 from lmm_jax.depth.geometry import Geometry
 from lmm_jax.depth.layout import Layout
 from lmm_jax.depth.state import OBSERVABLE
@@ -61,10 +70,11 @@ class Layer:
 @dataclasses.dataclass(frozen=True)
 class Cut:
     """Between two layers, or after the last: reductions, all reading the same state and
-    observation, then additions of one row of each feed."""
+    observation, then additions of one row of each feed, then queries."""
 
     edits: tuple[Reduce, ...] = ()
     feeds: tuple[Feed, ...] = ()
+    queries: tuple[Query, ...] = ()
 
 
 Step = Scan | Layer | Cut
@@ -118,6 +128,12 @@ class Plan:
         return tuple(e for e in reduces if e.at != CONNECTOR)
 
     @property
+    def queries(self) -> tuple[Query, ...]:
+        """Those after every question, in the order of their layers."""
+        found = (e for e in self.edits if isinstance(e, Query))
+        return tuple(sorted(found, key=lambda e: (e.at, e.name)))
+
+    @property
     def taps(self) -> tuple[int, ...]:
         """Vision layers after which features are read."""
         return tuple(sorted({tap for edit in self.injects for tap in edit.taps}))
@@ -153,6 +169,10 @@ def make_plan(
         _check_inject(edit, geometry.vision_layers)
         _check_fold(edit, geometry, (*stacked, *injects, *connects))
 
+    queries = tuple(e for e in edits if isinstance(e, Query))
+    for edit in queries:
+        _check_query(edit, geometry, queries)
+
     compress = tuple(e for e in reduces if e.at == CONNECTOR)
     connected = connect.to if connect else geometry.visual_tokens
     visual = connected
@@ -168,7 +188,7 @@ def make_plan(
         _check_tune(tune, geometry)
     tuned = {x for t in tunes if t.stack == "language" for x in t.layers}
     edges = {edge for layer in tuned for edge in (layer, layer + 1)}
-    language = _steps(geometry.language.depth, in_language, injects, edges)
+    language = _steps(geometry.language.depth, in_language, injects, edges, queries)
     if tuned:
         language = tuple(
             step
@@ -178,7 +198,7 @@ def make_plan(
         )
     return Plan(
         geometry=geometry,
-        edits=(*connects, *stacked, *reduces, *injects, *tunes),
+        edits=(*connects, *stacked, *reduces, *injects, *queries, *tunes),
         vision=_vision_steps(geometry, stacked, injects),
         language=language,
         layouts=_layouts(entrance, language, mode),
@@ -213,8 +233,12 @@ def _steps(
     reduces: Sequence[Reduce],
     injects: Sequence[Inject],
     edges: set[int],
+    queries: Sequence[Query] = (),
 ) -> tuple[Step, ...]:
-    """Cuts a stack at its reductions, observed layers and learning edges."""
+    """Cuts a stack at its reductions, queries, observed layers and learning edges."""
+    asked: dict[int, tuple[Query, ...]] = {}
+    for edit in queries:
+        asked[edit.at.layer] = (*asked.get(edit.at.layer, ()), edit)
     cuts: dict[int, list[Reduce]] = {}
     between: dict[int, list[Reduce]] = {}
     observe: dict[int, set[str]] = {}
@@ -228,12 +252,14 @@ def _steps(
             observe.setdefault(seen_at, set()).update(edit.observe)
     alone = set(between) | set(observe)
     feeds = _feeds(injects)
-    hard = sorted({0, depth, *cuts, *edges, *alone, *(layer + 1 for layer in alone)})
+    behind = (layer + 1 for layer in alone)
+    hard = sorted({0, depth, *cuts, *asked, *edges, *alone, *behind})
 
     steps: list[Step] = []
     for start, stop in itertools.pairwise(hard):
-        if start in cuts:
-            steps.append(Cut(tuple(cuts[start])))
+        if start in cuts or start in asked:
+            cut = tuple(cuts.get(start, ()))
+            steps.append(Cut(cut, queries=asked.get(start, ())))
         if start in alone:
             steps.append(
                 Layer(
@@ -393,6 +419,20 @@ def _check_inject(edit: Inject, depth: int) -> None:
             f"{edit.name} injects before layers {list(edit.layers)}; they must ascend "
             "without repeats, one per row of its buffer."
         )
+
+
+def _check_query(edit: Query, geometry: Geometry, queries: Sequence[Query]) -> None:
+    depth = geometry.language.depth
+    if edit.at not in {Site("language", layer) for layer in range(depth)}:
+        raise ValueError(
+            f"{edit.name} reads {edit.at}: use before(layer) with a language layer in "
+            f"0..{depth - 1}."
+        )
+    if edit.count < 1:
+        raise ValueError(f"{edit.name} has {edit.count} tokens; use 1 or more.")
+    if len(queries) > 1:
+        names = " and ".join(query.name for query in queries)
+        raise ValueError(f"{names} both put tokens after the question: keep one.")
 
 
 def _check_taps(edit: Inject, geometry: Geometry) -> None:

@@ -103,16 +103,30 @@ class VisionFeatures:
 
 
 @struct.dataclass
+class Memory:
+    """Vision features that tokens may attend to: all patches of an example, side by side.
+
+    `place` has the segment of each image and the position of its last token, so that
+    `nn.attention.sight` says who may look.
+    """
+
+    hidden: Array  # [B, I * C * P, E]
+    place: Place
+
+
+@struct.dataclass
 class Context:
     """What edits may consult besides the state.
 
     Attributes:
         aligned: arrays [..., B, V, D] that follow the visual span through every cut.
         rng: key for edits that draw; None where nothing is random.
+        memory: what queries read; None in a plan without them.
     """
 
     aligned: dict[str, Array] = struct.field(default_factory=dict)
     rng: Array | None = None
+    memory: Memory | None = None
 
 
 @struct.dataclass

@@ -42,8 +42,12 @@ def _row(step: StepCost, plan: Plan) -> tuple[str, ...]:
     at = step.step
     if isinstance(at, Cut):
         names = ", ".join(edit.name for edit in at.edits)
-        kept = ", ".join(f"keep {edit.to} {edit.span}" for edit in at.edits)
-        return (f"cut {names}", "", str(step.visual), str(step.text), "", "", kept)
+        kept = [f"keep {edit.to} {edit.span}" for edit in at.edits]
+        kept += [f"{query.count} tokens of {query.name} read" for query in at.queries]
+        kind = f"cut {names}" if names else "query"
+        spent = _giga(step.flops) if step.flops else ""
+        counts = (str(step.visual), str(step.text))
+        return (kind, "", *counts, spent, "", ", ".join(kept))
     last = at.stop - 1
     layers = f"{at.start}..{last}" if last > at.start else str(at.start)
     notes = [f"+ {feed.source}[{feed.start}:{feed.stop}]" for feed in at.feeds]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import einops
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,9 @@ from lmm_jax.depth import (
     Edit,
     Geometry,
     Layout,
+    Memory,
     Observation,
+    Place,
     Plan,
     Role,
     TokenState,
@@ -161,13 +164,39 @@ class LMM(nn.Module):
                 e.name: self._op(e)(vision, self.connector) for e in self.plan.injects
             }
             _check_aligned(aligned, visual)
-            ctx = Context(aligned, rng)
+            ctx = Context(aligned, rng, self._memory(vision, batch))
             visual, gate, ctx = self._compress(visual, batch, ctx)
         state = self._assemble(batch, visual, gate)
         if state.hidden.shape[1] < self.plan.entrance.length:  # mask mode
             state, ctx = _padded_visual(state, ctx, self.plan.entrance)
         hidden = self.constrain(state.hidden, "batch tokens act_embed")
         return state.replace(hidden=hidden), ctx
+
+    def _memory(self, vision: VisionFeatures, batch: Batch) -> Memory | None:
+        """The features that queries read; an image is there once its last token is."""
+        if not self.plan.queries:
+            return None
+        b, i, c, p, _ = vision.hidden.shape
+        names = ("visual_positions", "visual_valid", "visual_segment")
+        positions, shown, segment = (batch[name].reshape(b, i, -1) for name in names)
+        last = jnp.where(shown, positions, -1).max(axis=-1)
+        patch = jnp.arange(p) < (
+            batch["grid"].prod(axis=-1)[..., None, None]
+            if self.spec.vision.native
+            else p
+        )
+        valid = (batch["views"][:, :, :c] & shown.any(-1, keepdims=True))[..., None]
+
+        def flat(x: Array) -> Array:
+            return jnp.broadcast_to(x, (b, i, c, p)).reshape(b, -1)
+
+        place = Place(
+            flat(last[..., None, None]),
+            flat(valid & patch),
+            flat(segment[..., :1, None]),
+        )
+        hidden = einops.rearrange(vision.hidden, "b i c p e -> b (i c p) e")
+        return Memory(hidden, place)
 
     def _connect(self, vision: VisionFeatures) -> Array:
         """[B, I, V, D]; without a `Connect` edit, the projected view of the whole."""
@@ -206,7 +235,10 @@ class LMM(nn.Module):
         return state.hidden.reshape(b, i * m, d), gate, ctx.replace(aligned=aligned)
 
     def _assemble(self, batch: Batch, visual: Array, gate: Array | None) -> TokenState:
-        text = self.language.embed(batch["tokens"])
+        text, embed = self.language.embed(batch["tokens"]), self.language.embed
+        for query in self.plan.queries:
+            words = text, batch["tokens"], batch["role"]
+            text = self._op(query).enter(*words, embed)
         prefix, count = self.plan.geometry.prefix, visual.shape[1]
         if batch["visual_positions"].shape[1] != count:
             raise ValueError(

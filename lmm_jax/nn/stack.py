@@ -124,6 +124,8 @@ class LayerStack(nn.Module):
             if isinstance(step, Cut):
                 state, ctx, said = _cut(step.edits, state, seen, ctx, ops, mode)
                 state = _fed(state, ctx, step.feeds)
+                for query in step.queries:
+                    state = ops.get(query.name, query.op)(state, ctx)
                 aux |= said
                 continue
             place = state.place
