@@ -27,6 +27,7 @@ BUDGETS = {  # arguments under which each strategy really does something here
     "deepstack_hd": {"start": 1, "interval": 2},
     "deepstack_v": {"start": 1},
     "deepstack_whole": {"start": 2, "groups": 2, "inputs": False},
+    "flashsloth": {"window": 2, "queries": 2, "layer": 3},
     "fastv": {"layer": 2, "keep": 9},
     "llava": {},
     "llava_hires": {},
@@ -161,6 +162,11 @@ class Tiny:
                 _put(arrays, row, g.prefix + slot, at)
                 at += 1
             answer = slice(g.prefix + length - 4, g.prefix + length)
+            count = sum(query.count for query in plan.queries)
+            asks = slice(answer.start - count, answer.start)
+            arrays["role"][row, g.prefix + 1 : asks.start] = Role.QUESTION
+            arrays["role"][row, asks] = Role.QUERY
+            arrays["tokens"][row, asks] = np.arange(count)
             arrays["role"][row, answer] = Role.ASSISTANT
             arrays["loss_mask"][row, answer] = 1.0
         arrays["images"][~arrays["views"]] = 0
