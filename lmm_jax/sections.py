@@ -51,7 +51,9 @@ class ImageConfig:
     In mode "native" larger images are scaled to an area of `max_pixels` (0: what the
     tower's table of positions was made for), smaller ones to one of `min_pixels`."""
 
-    mode: Literal["auto", "pad", "crop", "stretch", "anyres", "native"] = "pad"
+    mode: Literal["auto", "pad", "crop", "stretch", "quadrants", "anyres", "native"] = (
+        "pad"
+    )
     crops: int = 0
     fine: int = 0
     grid: Literal["aspect", "square"] = "aspect"

@@ -346,8 +346,7 @@ def _preview(source, samples) -> str:
     shown = []
     for index in range(min(2, len(source))):
         try:
-            turns = source[index].turns
-            encoded = conversation.encode(turns, samples.template, samples.tokenizer)
+            encoded = samples.encode(source[index].turns)
         except pipeline.BadRecord:
             continue
         shown.append(conversation.preview(encoded, samples.tokenizer))

@@ -4,13 +4,17 @@ The whole conversation is rendered to text, cut at `<image>`, and each chunk tok
 on its own (LLaVA). Supervised are exactly the answers and their end marks. Which tokens
 those are comes from the tokenizer's character offsets: a token belongs to the piece of
 text in which it starts.
+
+A model may have learned vectors, K of them, that read each question (FlashSloth). They
+stand behind it, in slots that the text is cut at as it is at images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import dataclasses
 import re
+from typing import NamedTuple
 
 import numpy as np
 
@@ -44,6 +48,8 @@ class Template:
         caption: pictures only; what the user says is dropped (LLaVA's stage 1).
         image: what stands in a turn for `<image>` and the newline after it, with
             `<image>` in it; empty for just these.
+        gap: text between a question and its query slots in training. Prompts have none:
+            FlashSloth was trained with a space there, and evaluated without.
     """
 
     name: str
@@ -54,6 +60,7 @@ class Template:
     after: str = ""
     caption: bool = False
     image: str = ""
+    gap: str = ""
 
 
 _ASK = "USER: {} ASSISTANT:"
@@ -64,6 +71,7 @@ _TEMPLATES = (
     Template("vicuna_v1", _ASK, " {}", "</s>", system=_USER),
     Template("llava_v1", _ASK, " {}", "</s>", system=_HUMAN),  # LLaVA 1.0
     Template("bunny", _ASK, " {}", "<|endoftext|>", system=_USER),  # Phi, Qwen1.5
+    Template("flashsloth", _ASK, " {}", "</s>", system=_USER, gap=" "),
     Template("bunny_llama_3", _ASK, " {}", "<|end_of_text|>", system=_USER),
     Template(
         "llava_llama_3",
@@ -134,7 +142,7 @@ class Encoded:
     """A tokenised conversation of N tokens, without the tokens of its images.
 
     Attributes:
-        tokens: int32 [N].
+        tokens: int32 [N]; 0..K-1 where query slots are.
         role: int8 [N], `Role`; the header before an answer is USER.
         turn: int32 [N], the pair of question and answer, from 0; the system text is 0.
         loss_mask: float32 [N], 1.0 on answers and end marks.
@@ -149,13 +157,18 @@ class Encoded:
 
 
 def encode(
-    turns: Sequence[dict[str, str]], template: Template, tokenizer: Tokenizer
+    turns: Sequence[dict[str, str]],
+    template: Template,
+    tokenizer: Tokenizer,
+    *,
+    queries: int = 0,
 ) -> Encoded:
     """A conversation for training.
 
     Args:
         turns: `{"from": "human" | "gpt", "value": str}` in alternation; a leading
             answer is dropped.
+        queries: K, query slots of each question; a caption's stand before its end.
 
     Raises:
         BadRecord: "malformed" turns.
@@ -163,13 +176,20 @@ def encode(
     said = _alternating(turns)
     if len(said) % 2:
         raise BadRecord("malformed", f"the last of {len(said)} turns has no answer")
-    return _encode(said, template, tokenizer)
+    return _encode(said, template, tokenizer, queries)
 
 
 def prompt(
-    turns: Sequence[dict[str, str]], template: Template, tokenizer: Tokenizer
+    turns: Sequence[dict[str, str]],
+    template: Template,
+    tokenizer: Tokenizer,
+    *,
+    queries: int = 0,
 ) -> Encoded:
     """A conversation up to the header of the answer that the model is to give.
+
+    Args:
+        turns, queries: see `encode`.
 
     Raises:
         BadRecord: "malformed" turns, or the last one is not a question.
@@ -177,7 +197,8 @@ def prompt(
     said = _alternating(turns)
     if not len(said) % 2:
         raise BadRecord("malformed", "a prompt ends with a question, not an answer")
-    return _encode(said, template, tokenizer)
+    asked = dataclasses.replace(template, gap="")
+    return _encode(said, asked, tokenizer, queries)
 
 
 def _alternating(turns: Sequence[dict[str, str]]) -> list[str]:
@@ -200,58 +221,106 @@ def clean(text: str) -> str:
     return f"{MARKER}\n{text.replace(MARKER, '').strip()}".strip()
 
 
-def _encode(said: list[str], template: Template, tokenizer: Tokenizer) -> Encoded:
-    # Pieces of the rendered text: (text, role, turn, supervised).
-    pieces = [(template.system, Role.SYSTEM, 0, 0.0)]
+class _Piece(NamedTuple):
+    """A part of the rendered text. That of QUERY is a character for each slot."""
+
+    text: str
+    role: Role
+    turn: int = 0
+    supervised: float = 0.0
+
+
+def _encode(
+    said: list[str], template: Template, tokenizer: Tokenizer, queries: int
+) -> Encoded:
+    pieces = [_Piece(template.system, Role.SYSTEM)]
     for i, text in enumerate(said):
-        if i % 2:
-            answer = template.answer.format(text) + template.end
-            pieces.append((answer, Role.ASSISTANT, i // 2, 1.0))
-            pieces.append((template.after, Role.ASSISTANT, i // 2, 0.0))
-        else:
-            shown = MARKER * text.count(MARKER) if template.caption else text
-            if template.image:
-                shown = re.sub(rf"{MARKER}\n?", template.image, shown)
-            pieces.append((template.ask.format(shown), Role.USER, i // 2, 0.0))
-    texts, roles, turns, supervised = zip(*pieces)
-    text = "".join(texts)
-    tokens, starts, marks = [], [], []
-    if tokenizer.adds_bos:
-        tokens, starts = [tokenizer.bos_id], [0]
-    begin = 0
-    for match in re.finditer(rf"{MARKER}|\Z", text):
-        ids, offsets = tokenizer.encode(text[begin : match.start()])
+        render = _answered if i % 2 else _asked
+        pieces += render(text, template, i // 2, " " * queries)
+    text = "".join(piece.text for piece in pieces)
+    ends = np.cumsum([len(piece.text) for piece in pieces])
+    # BOS starts in the system text, even where the template has none.
+    tokens, starts = ([tokenizer.bos_id], [-1]) if tokenizer.adds_bos else ([], [])
+    marks, begin = [], 0
+    for start, stop in _holes(text, pieces, ends):
+        ids, offsets = tokenizer.encode(text[begin:start])
         tokens += ids
-        starts += [begin + start for start, _ in offsets]
-        if match.group():
+        # A lone space may come without width, so start where the next piece does.
+        starts += [min(begin + first, start - 1) for first, _ in offsets]
+        if text[start:stop] == MARKER:
             marks.append(len(tokens))
-        begin = match.end()
-    ends = np.cumsum([len(piece) for piece in texts])
-    # A token without width at the very end would start past the last piece.
-    owner = np.searchsorted(ends, np.minimum(starts, len(text) - 1), side="right")
-    # BOS counts as system text even where the template has none.
-    role = np.array(roles, np.int8)[owner]
-    role[: int(tokenizer.adds_bos)] = Role.SYSTEM
-    loss_mask = np.array(supervised, np.float32)[owner]
-    loss_mask[: int(tokenizer.adds_bos)] = 0.0
+        else:
+            tokens += range(stop - start)
+            starts += range(start, stop)
+        begin = stop
+    owner = np.searchsorted(ends, starts, side="right")
+    _, roles, turns, supervised = zip(*pieces)
     return Encoded(
         tokens=np.array(tokens, np.int32),
-        role=role,
+        role=np.array(roles, np.int8)[owner],
         turn=np.array(turns, np.int32)[owner],
-        loss_mask=loss_mask,
+        loss_mask=np.array(supervised, np.float32)[owner],
         marks=np.array(marks, np.int32),
     )
 
 
+def _asked(text: str, template: Template, turn: int, slots: str) -> Iterator[_Piece]:
+    """A turn of the user."""
+    if template.caption:
+        shown = (template.image or MARKER) * text.count(MARKER)
+        yield _Piece(template.ask.format(shown), Role.USER, turn)
+        return
+    before, after = template.ask.split("{}")
+    parts = re.split(rf"({MARKER}\n?)", text)
+    if parts[0] and before.endswith(" "):  # it leads a word and belongs to its token
+        before, parts[0] = before[:-1], " " + parts[0]
+    yield _Piece(before, Role.USER, turn)
+    for i, part in enumerate(parts):
+        if i % 2:
+            yield _Piece(template.image or part, Role.USER, turn)
+        else:
+            yield _Piece(part, Role.QUESTION, turn)
+    if slots:
+        yield _Piece(template.gap, Role.QUESTION, turn)
+        yield _Piece(slots, Role.QUERY, turn)
+    yield _Piece(after, Role.USER, turn)
+
+
+def _answered(text: str, template: Template, turn: int, slots: str) -> Iterator[_Piece]:
+    """An answer, or a caption with the slots that no question has had."""
+    said = template.answer.format(text)
+    if template.caption and slots:
+        yield _Piece(said, Role.ASSISTANT, turn, 1.0)
+        yield _Piece(slots, Role.QUERY, turn)
+        said = ""
+    yield _Piece(said + template.end, Role.ASSISTANT, turn, 1.0)
+    yield _Piece(template.after, Role.ASSISTANT, turn)
+
+
+def _holes(
+    text: str, pieces: Sequence[_Piece], ends: np.ndarray
+) -> list[tuple[int, int]]:
+    """Where images and query slots interrupt the text, and its end."""
+    images = [match.span() for match in re.finditer(MARKER, text)]
+    slots = [
+        (int(end) - len(piece.text), int(end))
+        for piece, end in zip(pieces, ends)
+        if piece.role == Role.QUERY
+    ]
+    return sorted([*images, *slots, (len(text), len(text))])
+
+
 def preview(encoded: Encoded, tokenizer: Tokenizer) -> str:
     """The conversation for a terminal: supervised text green, the rest dim."""
-    count = len(encoded.tokens)
-    changes = np.flatnonzero(np.diff(encoded.loss_mask)) + 1
+    count, asks = len(encoded.tokens), encoded.role == Role.QUERY
+    changes = np.flatnonzero(np.diff(encoded.loss_mask + 2 * asks)) + 1
     cuts = sorted({0, *changes.tolist(), *encoded.marks.tolist(), count})
     parts = []
     for start, stop in zip(cuts, [*cuts[1:], count]):
         images = MARKER * int(np.sum(encoded.marks == start))
         text = tokenizer.decode(encoded.tokens[start:stop], skip_special=False)
+        if asks[start:stop].any():
+            text = f"<{stop - start} queries>"
         colour = 32 if start < count and encoded.loss_mask[start] else 2
         parts.append(f"\x1b[2m{images}\x1b[0m" if images else "")
         parts.append(f"\x1b[{colour}m{text}\x1b[0m" if text else "")

@@ -33,7 +33,8 @@ class ImageSpec:
         mode: the global view. "pad" to a square with the mean colour (LLaVA), "crop"
             the centre after the short side fits (CLIP), "stretch" (SigLIP, DeepStack),
             "anyres" stretches too and adds tiles that keep the aspect (LLaVA-NeXT).
-            "native" keeps the image's own size (Qwen-VL).
+            "quadrants" stretches too; its four crops are cut from the padded image at
+            twice the size (FlashSloth-HD). "native" keeps the image's own size (Qwen-VL).
         crops: budget of high-resolution crops besides the global view; 0 for none.
         fine: every view of "stretch" with `pinpoints` again as fine x fine views, cut from
             the image at as many times its resolution (DeepStack-HD); 0 for none.
@@ -64,7 +65,7 @@ class ImageSpec:
 
     def __post_init__(self):
         for name, known in (
-            ("mode", ("pad", "crop", "stretch", "anyres", "native")),
+            ("mode", ("pad", "crop", "stretch", "quadrants", "anyres", "native")),
             ("grid", ("aspect", "square")),
             ("resample", tuple(f.name.lower() for f in Image.Resampling)),
         ):
@@ -72,7 +73,11 @@ class ImageSpec:
                 raise ValueError(
                     f"{name}={getattr(self, name)!r}; choose from {', '.join(known)}"
                 )
-        if self.crops and self.mode != "stretch":
+        if self.mode == "quadrants" and self.crops != 4:
+            raise ValueError(
+                f"mode='quadrants' with crops={self.crops}: the quadrants are crops; use 4"
+            )
+        if self.crops and self.mode not in ("stretch", "quadrants"):
             raise ValueError(
                 f"mode={self.mode!r} with crops={self.crops}: crops are stretched, and "
                 "the global view must match them; use mode='stretch'"
@@ -206,9 +211,11 @@ def views(image: Image.Image, spec: ImageSpec) -> tuple[np.ndarray, tuple[int, i
         return out, (0, 0)
     gw, gh = _grid(image.size, spec)
     if spec.mode == "anyres":
-        cells = _cut(tiles.on_grid(image, (gw, gh), size, spec.filter), size)
+        large = tiles.on_grid(image, (gw, gh), size, spec.filter)
     else:
-        cells = _cut(image.resize((size * gw, size * gh), spec.filter), size)
+        whole = _squared(image, spec) if spec.mode == "quadrants" else image
+        large = whole.resize((size * gw, size * gh), spec.filter)
+    cells = _cut(large, size)
     used, n = 1 + gw * gh, spec.fine
     out[1:used] = cells
     if n:
@@ -237,6 +244,8 @@ def rows(wh: tuple[int, int], spec: ImageSpec) -> np.ndarray:
 
 def _grid(wh: tuple[int, int], spec: ImageSpec) -> tuple[int, int]:
     """Columns and rows of an image's crops or tiles."""
+    if spec.mode == "quadrants":
+        return 2, 2
     if spec.grid == "square" and not spec.pinpoints:
         return (math.isqrt(spec.crops),) * 2
     return choose_grid(wh, spec.pinpoints or candidates(spec.crops), spec.size)
@@ -251,12 +260,8 @@ def _cut(image: Image.Image | np.ndarray, size: int) -> np.ndarray:
 def _fit(image: Image.Image, spec: ImageSpec) -> Image.Image:
     """The global view: `image` at size x size."""
     size, (width, height) = spec.size, image.size
-    if spec.mode == "pad" and width != height:
-        side = max(width, height)
-        fill = tuple(int(255 * mean) for mean in spec.mean)
-        square = Image.new("RGB", (side, side), fill)
-        square.paste(image, ((side - width) // 2, (side - height) // 2))
-        image = square
+    if spec.mode == "pad":
+        image = _squared(image, spec)
     elif spec.mode == "crop":
         short = min(width, height)
         width, height = int(size * width / short), int(size * height / short)
@@ -266,3 +271,15 @@ def _fit(image: Image.Image, spec: ImageSpec) -> Image.Image:
     return (
         image if image.size == (size, size) else image.resize((size,) * 2, spec.filter)
     )
+
+
+def _squared(image: Image.Image, spec: ImageSpec) -> Image.Image:
+    """`image` in the middle of a square of the mean colour."""
+    width, height = image.size
+    if width == height:
+        return image
+    side = max(width, height)
+    fill = tuple(int(255 * mean) for mean in spec.mean)
+    square = Image.new("RGB", (side, side), fill)
+    square.paste(image, ((side - width) // 2, (side - height) // 2))
+    return square

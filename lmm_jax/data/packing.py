@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 
-from lmm_jax.data import conversation
 from lmm_jax.data.conversation import Encoded
 from lmm_jax.data.placement import SampleSpec, arranged, sample
 from lmm_jax.data.sources import BadRecord, Mixture
@@ -41,9 +40,7 @@ class Measure:
     def __call__(self, index: int) -> np.ndarray:
         try:
             record = self.source[index]
-            encoded = conversation.encode(
-                record.turns, self.spec.template, self.spec.tokenizer
-            )
+            encoded = self.spec.encode(record.turns)
         except BadRecord:
             return np.zeros(2, int)
         slots, images = self.spec.slots, len(record.images)

@@ -68,6 +68,7 @@ class SampleSpec:
 
     Attributes:
         truncate: cut too long conversations from the right instead of skipping them.
+        queries: learned vectors behind each question, which take text slots.
 
     Raises:
         ValueError: the tokenizer lacks the template's end mark.
@@ -78,9 +79,17 @@ class SampleSpec:
     template: Template
     tokenizer: Tokenizer
     truncate: bool = False
+    queries: int = 0
 
     def __post_init__(self):
         conversation.check(self.template, self.tokenizer)
+
+    def encode(
+        self, turns: Sequence[dict[str, str]], *, prompt: bool = False
+    ) -> Encoded:
+        """The text of a record, or of a prompt; see `conversation.encode`."""
+        encode = conversation.prompt if prompt else conversation.encode
+        return encode(turns, self.template, self.tokenizer, queries=self.queries)
 
 
 def place(
@@ -219,8 +228,7 @@ def sample(
     Raises:
         BadRecord: whatever keeps it from training, "unsupervised" included.
     """
-    encode = conversation.prompt if prompt else conversation.encode
-    encoded = encode(record.turns, spec.template, spec.tokenizer)
+    encoded = spec.encode(record.turns, prompt=prompt)
     opened = [images.load(image) for image in record.images]
     filled = (len(encoded.tokens), len(opened))
     slots = spec.slots.filled(*filled) if snug else spec.slots

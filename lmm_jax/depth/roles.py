@@ -11,7 +11,7 @@ class Role(enum.IntEnum):
     A QUESTION is what the user asks, USER the text around it. ASSISTANT covers the
     answers and their end marks; the header that asks for an answer ("ASSISTANT:") is
     USER, so the last token that is not ASSISTANT is the one that has read the whole
-    question. A QUERY stands after its question (`depth.Query`).
+    question. A QUERY stands after its question; its `tokens` say which of them it is.
     """
 
     SYSTEM = 0

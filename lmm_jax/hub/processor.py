@@ -84,6 +84,7 @@ def processor_config(spec: ImageSpec, tower: VisionSpec) -> dict[str, Any]:
         "crop": ("CLIP", centre),
         "pad": ("Llava", {**centre, "do_pad": True}),
         "stretch": ("Siglip", {"size": square}),
+        "quadrants": ("Siglip", {"size": square}),
         "anyres": ("LlavaNext", {**centre, "image_grid_pinpoints": pixels}),
         "native": ("Qwen2VL", _limits(spec, tower)),
     }[spec.mode]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 import numpy as np
@@ -123,11 +125,12 @@ def test_roles_and_turns(characters):
     encoded = encode(turns("Q", "A", "R", "B"), template, characters)
     by_role = {
         role: text_of(encoded, characters, encoded.role == role)
-        for role in (Role.SYSTEM, Role.USER, Role.ASSISTANT)
+        for role in np.unique(encoded.role)
     }
     assert by_role == {
         Role.SYSTEM: f"<s>{VICUNA} ",
-        Role.USER: "USER: Q ASSISTANT:USER: R ASSISTANT:",
+        Role.USER: "USER: ASSISTANT:USER: ASSISTANT:",
+        Role.QUESTION: " Q R",
         Role.ASSISTANT: " A</s> B</s>",
     }
     second = text_of(encoded, characters, encoded.turn == 1)
@@ -294,3 +297,69 @@ def test_preview_colours_what_is_learned(characters):
     shown = conversation.preview(encoded, characters)
     assert "\x1b[32m A</s>\x1b[0m" in shown
     assert "\x1b[2m<image>\x1b[0m\x1b[2m\nQ\nASSISTANT:\x1b[0m" in shown
+
+
+def test_questions_are_what_the_user_asks(phi):
+    """Without headers, images and what stands around those; wherever they stand."""
+    said = turns("<image>\nQ one", "A", "R two", "B", "a<image>\nb<image> c", "C")
+    for name in ("bunny", "qwen3_vl", "llava_llama_3"):
+        encoded = encode(said, TEMPLATES[name], phi)
+        asked = [
+            text_of(encoded, phi, (encoded.role == Role.QUESTION) & (encoded.turn == i))
+            for i in range(3)
+        ]
+        # A space belongs to the token of the word after it.
+        space = " " if name == "bunny" else ""
+        assert asked == ["Q one", f"{space}R two", f"{space}ab c"], name
+
+
+@settings(max_examples=60, deadline=None)
+@given(said=st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=3), data=st.data())
+def test_queries_stand_behind_their_questions(said, data, phi, llama):
+    """What comes before and after them is tokenised as texts of their own."""
+    tokenizer = data.draw(st.sampled_from([phi, llama]))
+    count = data.draw(st.integers(1, 3))
+    image = data.draw(st.sampled_from(["", "<image>\n"]))
+    flat = [text for pair in said for text in pair]
+    said = turns(image + flat[0], *flat[1:])
+    for found, gap in (
+        (encode(said, TEMPLATES["flashsloth"], tokenizer, queries=count), " "),
+        (prompt(said[:-1], TEMPLATES["flashsloth"], tokenizer, queries=count), ""),
+    ):
+        asks = found.role == Role.QUERY
+        starts = np.flatnonzero(asks & (found.tokens == 0))
+        assert found.turn[starts].tolist() == list(range(found.turn.max() + 1))
+        slots = starts[:, None] + np.arange(count)
+        assert np.array_equal(np.flatnonzero(asks), slots.reshape(-1))
+        assert (found.tokens[slots] == np.arange(count)).all()
+        assert not found.loss_mask[asks].any()
+        for i, start in enumerate(starts):
+            asked = (found.role == Role.QUESTION) & (found.turn == i)
+            question = re.sub("^<image>\n?", "", clean(said[2 * i]["value"]))
+            told = text_of(found, tokenizer, asked)
+            assert told.strip(" ") == (question + gap).strip(" ")
+            assert not asked.any() or np.flatnonzero(asked)[-1] == start - 1
+            after = found.tokens[start + count :]
+            header = tokenizer.encode(" ASSISTANT:")[0]
+            assert after[: len(header)].tolist() == header
+
+
+def test_queries_of_a_caption(phi):
+    said = turns("<image>\nDescribe it.", "A red cat")
+    plain = encode(said, TEMPLATES["plain"], phi)
+    found = encode(said, TEMPLATES["plain"], phi, queries=2)
+    asks = found.role == Role.QUERY
+    assert np.flatnonzero(asks).tolist() == [len(asks) - 3, len(asks) - 2]
+    assert np.array_equal(found.tokens[~asks], plain.tokens)
+    assert np.array_equal(found.loss_mask, ~asks)
+    assert not (found.role == Role.QUESTION).any()
+    assert not prompt(said[:1], TEMPLATES["plain"], phi, queries=2).tokens.size
+
+
+def test_preview_names_queries(phi):
+    said = turns("<image>\nQ", "A")
+    shown = conversation.preview(
+        encode(said, TEMPLATES["flashsloth"], phi, queries=9), phi
+    )
+    assert "\nQ \x1b[0m\x1b[2m<9 queries>\x1b[0m\x1b[2m ASSISTANT:\x1b[0m" in shown
+    assert "\x1b[32m A</s>\x1b[0m" in shown

@@ -97,6 +97,34 @@ def test_pixels_of_tiles_with_fine_views(golden):
         assert not found[~has].any() and len(found) == 25
 
 
+@pytest.mark.parametrize(
+    ("form", "fields"),
+    [
+        ("square", dict(mode="stretch")),
+        ("pad", dict(mode="pad")),
+        ("hd", dict(mode="quadrants", crops=4)),
+    ],
+)
+def test_pixels_of_flashsloth(golden, form, fields):
+    arrays = golden("flashsloth/image_preprocess")
+    config = arrays["meta"]["config"]
+    half = (config["mean"],) * 3
+    spec = ImageSpec(config["size"], mean=half, std=(config["std"],) * 3, **fields)
+    kept = slice(config["sample_offset"], None, config["sample_stride"])
+    for number in range(3):
+        image = Image.fromarray(arrays[f"in/image_{number}"])
+        found, grid = views(image, spec)
+        assert real(grid, spec).all() and grid == ((2, 2) if form == "hd" else (0, 0))
+        pixels = (found.transpose(0, 3, 1, 2) / 255 - 0.5) / 0.5
+        # Without crops theirs has no axis of views.
+        wanted, mean = (
+            np.atleast_2d(arrays[f"out/{form}_{number}{end}"]) for end in ("", "_mean")
+        )
+        wanted = wanted.reshape(-1, *wanted.shape[-3:])
+        np.testing.assert_allclose(pixels[..., kept, kept], wanted, atol=1e-6)
+        np.testing.assert_allclose(pixels.mean((2, 3)), mean, atol=1e-5)
+
+
 @pytest.mark.parametrize("wh", [(7, 4), (4, 7), (5, 5), (1, 6), (9, 1), (6, 3)])
 def test_pad_pastes_on_the_mean_colour(wh):
     """LLaVA's expand2square, written out."""
@@ -183,6 +211,7 @@ def test_files_that_cannot_be_read(tmp_path):
         ({"mode": "squash"}, "pad, crop, stretch"),
         ({"crops": 4}, "mode='stretch'"),
         ({"mode": "stretch", "crops": 1}, "crops=1"),
+        ({"mode": "quadrants", "crops": 2}, "crops=2: the quadrants are crops; use 4"),
         ({"mode": "pad", "pinpoints": ((2, 1),), "patches": 2}, "no other"),
         ({"mode": "stretch", "pinpoints": ((2, 1),)}, "patches=0: they go together"),
         (
