@@ -28,6 +28,7 @@ BUDGETS = {  # arguments under which each strategy really does something here
     "deepstack_v": {"start": 1},
     "deepstack_whole": {"start": 2, "groups": 2, "inputs": False},
     "fastv": {"layer": 2, "keep": 9},
+    "flashsloth": {"window": 3},
     "llava": {},
     "llava_hires": {},
     "random": {"keep": 5},
@@ -57,7 +58,8 @@ class Tiny:
             pinpoints=GRIDS,
         )
         params = {}
-        for edits in ((), strategies.build({"anyres": {}}, geometry)):
+        for name in ("llava", "anyres", "flashsloth"):
+            edits = strategies.build({name: BUDGETS[name]}, geometry)
             model = lmm.LMM(SPEC, make_plan(geometry, edits))
             fresh = jax.jit(lambda key, model=model: lmm.init(model, key))
             params |= fresh(jax.random.key(0))
