@@ -258,7 +258,14 @@ class Experiment:
             varies=plan.connect is not None and plan.connect.varies,
         )
         template = find_template(text.template)
-        return SampleSpec(self.images, slots, template, self.tokenizer, text.truncate)
+        return SampleSpec(
+            self.images,
+            slots,
+            template,
+            self.tokenizer,
+            text.truncate,
+            sum(query.count for query in plan.queries),
+        )
 
     def abstract_params(self, model: lmm.LMM) -> dict[str, Any]:
         """Shapes and dtypes of all parameters; nothing is allocated."""

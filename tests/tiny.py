@@ -27,8 +27,8 @@ BUDGETS = {  # arguments under which each strategy really does something here
     "deepstack_hd": {"start": 1, "interval": 2},
     "deepstack_v": {"start": 1},
     "deepstack_whole": {"start": 2, "groups": 2, "inputs": False},
-    "flashsloth": {"window": 2, "queries": 2, "layer": 3},
     "fastv": {"layer": 2, "keep": 9},
+    "flashsloth": {"window": 3, "queries": 2, "layer": 3},
     "llava": {},
     "llava_hires": {},
     "random": {"keep": 5},
@@ -37,7 +37,13 @@ BUDGETS = {  # arguments under which each strategy really does something here
     "slimm_v1": {},
     "uniform": {"keep": 4},
 }
-LEARN = ("anyres", "slimm_e", "slimm_m", "slimm_v1")  # what has parameters of its own
+LEARN = (
+    "anyres",
+    "flashsloth",
+    "slimm_e",
+    "slimm_m",
+    "slimm_v1",
+)  # what has parameters of its own
 NEEDS = {"deepstack_hd": {"fine": 2}}  # more views than others read
 
 

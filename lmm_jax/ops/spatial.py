@@ -113,6 +113,28 @@ def cell_order(tokens: Array, grid: tuple[int, int] | None, side: int = 2) -> Ar
     )
 
 
+def windows(
+    tokens: Array, grid: tuple[int, int], side: int, *, fill: float = 0.0
+) -> Array:
+    """Cuts a token map into windows; the last of a row or column may be filled up.
+
+    Args:
+        tokens: [..., rows * columns, D].
+        grid: rows and columns of the map.
+        side: tokens along a side of a window.
+        fill: what stands beyond the map.
+
+    Returns:
+        [..., h, side, w, side, D] for h * w windows.
+    """
+    rows, columns = grid
+    maps = einops.rearrange(tokens, "... (y x) d -> ... y x d", y=rows)
+    edges = [(0, 0)] * (maps.ndim - 3)
+    edges += [(0, -rows % side), (0, -columns % side), (0, 0)]
+    maps = jnp.pad(maps, edges, constant_values=fill)
+    return einops.rearrange(maps, "... (h y) (w x) d -> ... h y w x d", y=side, x=side)
+
+
 def pool(tokens: Array, grid: tuple[int, int], factor: int) -> Array:
     """Means over factor x factor windows of a token map.
 

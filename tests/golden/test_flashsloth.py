@@ -13,9 +13,11 @@ from lmm_jax import losses, strategies
 from lmm_jax.checkpoint.params import from_published, to_published
 from lmm_jax.decode import Generator
 from lmm_jax.depth import Role, make_plan
-from lmm_jax.hub.families import flashsloth as family
+from lmm_jax.hub.families import llava_original
 from lmm_jax.models import lmm, specs
+from lmm_jax.nn.query import EmbeddedQuery
 from lmm_jax.nn.rope import RopeSpec
+from lmm_jax.strategies.flashsloth import AttentionPool
 from tests.golden import reference
 
 MODELS = (
@@ -29,6 +31,16 @@ MODELS = (
 )
 CLOSE = dict(rtol=1e-5, atol=5e-5)
 IMAGE, MARKER = -200, 50295
+
+
+def rows(spec):
+    """Of the model and of its strategy, in the reference's keys."""
+    pool, read = "strategy_flashsloth_pool/", "strategy_flashsloth_query/"
+    return (
+        *llava_original.rows(spec),
+        *(row.under(pool, "model.pooling.") for row in AttentionPool.params()),
+        *(row.under(read, "model.") for row in EmbeddedQuery.params()),
+    )
 
 
 def load(name: str):
@@ -85,7 +97,7 @@ def load(name: str):
     plan = make_plan(sizes, strategies.build({"flashsloth": arguments}, sizes))
     model = lmm.LMM(spec, plan)
     abstract = jax.eval_shape(lambda k: lmm.init(model, k), jax.random.key(0))
-    params = from_published(f.params, family.params(spec), abstract)
+    params = from_published(f.params, rows(spec), abstract)
     return f, model, params, place(f, plan)
 
 
@@ -196,7 +208,7 @@ def test_loss_and_gradients(name):
 
     value, grads = loss(params)
     np.testing.assert_allclose(value, f["out/loss"], rtol=1e-5)
-    ours = to_published(grads, family.params(model.spec))
+    ours = to_published(grads, rows(model.spec))
     theirs = {k[11:]: v for k, v in f.arrays.items() if k.startswith("grad/param/")}
     assert len(theirs) == 13
     for key, right in theirs.items():

@@ -36,7 +36,8 @@ def changed(tiny, plan, batch, others) -> np.ndarray:
 def test_they_act_from_their_place_on_and_only_with_an_image(plan, tiny):
     batch = tiny.batch(plan)
     with_them, without = (
-        tiny.logits(plan, batch, params) for params in (tiny.params, silent(tiny.params))
+        tiny.logits(plan, batch, params)
+        for params in (tiny.params, silent(tiny.params))
     )
     acts = np.abs(with_them - without).max(-1) > 1e-4
     first = np.argmax(batch["role"] == Role.QUERY, axis=1)
