@@ -39,6 +39,7 @@ import transformers  # noqa: E402
 from lmm_jax import hub, optim, partition, quantize, train  # noqa: E402
 from lmm_jax.decode import Generator, prepared  # noqa: E402
 from lmm_jax.depth import make_plan  # noqa: E402
+from lmm_jax.eval.latency import spread  # noqa: E402
 from lmm_jax.models import lmm  # noqa: E402
 from lmm_jax.sections import TrainConfig  # noqa: E402
 
@@ -297,11 +298,6 @@ def report(times: dict[str, dict[str, list[float]]]) -> None:
             mine, theirs = (spread(spent, 1e3 / steps) for spent in (ways[way], best))
             name = case + way.removeprefix("lmm_jax")
             print(f"| {name} | {mine} | {theirs} | {fastest} | {spread(ratios)} |")
-
-
-def spread(values: list[float], unit: float = 1.0) -> str:
-    middle, low, high = statistics.median(values), min(values), max(values)
-    return f"{unit * middle:.4g} ({unit * low:.4g}-{unit * high:.4g})"
 
 
 if __name__ == "__main__":

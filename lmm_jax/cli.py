@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import logging as std_logging
 import os
 from pathlib import Path
@@ -19,6 +19,8 @@ from lmm_jax.parallel.mesh import start_processes
 from lmm_jax.runs import load_run
 
 _WORKDIR = "--config.workdir"
+# How ml_collections reports an unknown field, a wrong type or a missing file.
+_ILL_TOLD = (flags.Error, AttributeError, KeyError, TypeError, FileNotFoundError)
 
 
 def run(main: Callable[[list[str], ml_collections.ConfigDict], None]) -> None:
@@ -51,6 +53,24 @@ def run(main: Callable[[list[str], ml_collections.ConfigDict], None]) -> None:
         _fail(str(error))
 
 
+def read_config(words: Sequence[str]) -> ml_collections.ConfigDict:
+    """The config that these words of a command line name.
+
+    Args:
+        words: `--config=FILE[:arguments]`, then any `--config.field=value`.
+
+    Raises:
+        ValueError: a file or a field that does not exist, or a value of another type.
+    """
+    own = flags.FlagValues()
+    flag = config_flags.DEFINE_config_file("config", flag_values=own, sys_argv=words)
+    try:
+        own(["", *words])
+    except _ILL_TOLD as error:
+        raise ValueError(_told(error)) from error
+    return flag.value
+
+
 def enable_compilation_cache() -> None:
     """Keeps compiled programs between starts, unless the user chose a place."""
     if jax.config.jax_compilation_cache_dir is None:
@@ -62,11 +82,13 @@ def enable_compilation_cache() -> None:
 def _parse_flags(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
-    except flags.Error as error:
-        _fail(str(error))
-    except (AttributeError, KeyError, TypeError, FileNotFoundError) as error:
-        # How ml_collections reports an unknown field, a wrong type or a missing file.
-        _fail(str(error.args[0] if error.args else error))
+    except _ILL_TOLD as error:
+        _fail(_told(error))
+
+
+def _told(error: Exception) -> str:
+    plain = isinstance(error, flags.Error) or not error.args
+    return str(error if plain else error.args[0])
 
 
 def _default_config(argv: list[str]) -> str | None:

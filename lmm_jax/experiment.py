@@ -248,15 +248,7 @@ class Experiment:
 
     def samples(self, plan: Plan) -> SampleSpec:
         """How a record becomes a sample of this plan."""
-        text, g = self.config.text, plan.geometry
-        slots = Slots(
-            g.prefix,
-            g.suffix,
-            g.images,
-            plan.tokens_per_image,
-            rows=g.tiled_tokens,
-            varies=plan.connect is not None and plan.connect.varies,
-        )
+        slots, text = Slots.of(plan), self.config.text
         template = find_template(text.template)
         return SampleSpec(
             self.images,

@@ -124,6 +124,7 @@ def llava(
         after_training=False,
     )
     c.compare = dict(strategies=(), base="", category="total")
+    c.bench = dict(variants=())
     return c
 
 

@@ -189,6 +189,17 @@ class CompareConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class BenchConfig:
+    """What `lmm_jax.bench` times unless its flags say so.
+
+    Attributes:
+        variants: beside the config itself, as `--variant` says them.
+    """
+
+    variants: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class DocumentsConfig:
     """A generated document set, made on first use; see `lmm_jax.data.documents`.
 
@@ -227,3 +238,4 @@ class Sections:
     init: InitConfig = InitConfig()
     eval: EvalConfig = EvalConfig()
     compare: CompareConfig = CompareConfig()
+    bench: BenchConfig = BenchConfig()

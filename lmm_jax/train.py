@@ -257,7 +257,7 @@ def train(config: ml_collections.ConfigDict) -> Path:
         if step == 0:
             print(_preview(source, samples), flush=True)
 
-    flops = train_flops(plan, frozen_vision=not _learns(parts.selection, "vision/"))
+    flops = train_flops(plan, frozen_vision=not learns(parts.selection, "vision/"))
     rows = exp.config.data.batch_size
     tokens = rows * (plan.entrance.length)
     work = metrics.Work.on_devices(tokens, rows * flops)
@@ -353,7 +353,8 @@ def _preview(source, samples) -> str:
     return "supervised tokens in colour:\n" + "\n---\n".join(shown)
 
 
-def _learns(selection: partition.Selection, part: str) -> bool:
+def learns(selection: partition.Selection, part: str) -> bool:
+    """Whether anything learns under a path such as "vision/"."""
     return any(path.startswith(part) for path in selection.paths())
 
 

@@ -44,7 +44,7 @@ def source(exp: Experiment) -> str:
         ValueError: there are none.
     """
     init, workdir = exp.config.init, exp.config.workdir
-    if (Path(workdir) / "checkpoints").is_dir():
+    if has_checkpoint(exp):
         return workdir
     if init.run or init.load:
         return init.run or init.load
@@ -54,9 +54,15 @@ def source(exp: Experiment) -> str:
     )
 
 
-def to_run(exp: Experiment, model: lmm.LMM) -> dict[str, Any]:
-    """The parameters of `source`, rounded if `eval.weights` says so; raises as it does."""
-    if source(exp) == exp.config.workdir:
+def to_run(exp: Experiment, model: lmm.LMM, *, fresh: bool = False) -> dict[str, Any]:
+    """The parameters of `source`, rounded if `eval.weights` says so; raises as it does.
+
+    Args:
+        fresh: random ones where there are none, for timings.
+    """
+    if not fresh:
+        source(exp)
+    if has_checkpoint(exp):
         params = runs.load_params(exp, model, exp.config.workdir)
     else:
         params = initial(exp, model)
@@ -66,6 +72,11 @@ def to_run(exp: Experiment, model: lmm.LMM) -> dict[str, Any]:
     after = quantize.size(params)
     logging.info("int8: %.1f MiB instead of %.1f", after / 2**20, before / 2**20)
     return params
+
+
+def has_checkpoint(exp: Experiment) -> bool:
+    """Whether the work directory holds parameters."""
+    return (Path(exp.config.workdir) / "checkpoints").is_dir()
 
 
 def _read(path: str, spec: Any, abstract: Any) -> dict[str, Any]:

@@ -60,6 +60,7 @@ def traced_update(exp):
         ("compose", ""),
         ("llava_next", ""),
         ("quickstart", ""),
+        ("speed", "keep=144"),
         *(("quickstart", f"strategy={s}") for s in ("llava", "llava_hires")),
     ],
 )

@@ -20,6 +20,7 @@ from lmm_jax.data.coordinates import coordinates
 from lmm_jax.data.images import ImageSpec
 from lmm_jax.data.sources import BadRecord, Record
 from lmm_jax.data.tokenizer import Tokenizer
+from lmm_jax.depth import Plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,19 @@ class Slots:
     tokens_per_image: int
     rows: int = 0
     varies: bool = False
+
+    @classmethod
+    def of(cls, plan: Plan) -> Slots:
+        """Those of a plan."""
+        g = plan.geometry
+        return cls(
+            g.prefix,
+            g.suffix,
+            g.images,
+            plan.tokens_per_image,
+            rows=g.tiled_tokens,
+            varies=plan.connect is not None and plan.connect.varies,
+        )
 
     @property
     def text(self) -> int:

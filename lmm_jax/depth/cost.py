@@ -148,13 +148,13 @@ def kv_bytes(stack: StackGeometry, tokens: int, bytes_per_value: int) -> int:
     return 2 * tokens * stack.kv_heads * stack.head_dim * bytes_per_value
 
 
-def train_flops(plan: Plan, *, frozen_vision: bool) -> float:
+def train_flops(plan: Plan, *, frozen_vision: bool, pairs: Pairs = "visible") -> float:
     """Model FLOPs of a training step per example: forward, and twice that for backward.
 
     Recomputation is not counted (model FLOPs, not hardware FLOPs). A frozen vision stack
     has no backward pass.
     """
-    g, c = plan.geometry, cost(plan)
+    g, c = plan.geometry, cost(plan, pairs=pairs)
     head = c.head * (g.prefix + g.suffix)
     return (1 if frozen_vision else 3) * c.vision + 3 * (
         c.connector + c.language + head

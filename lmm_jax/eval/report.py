@@ -178,7 +178,7 @@ def markdown(records: Iterable[Record]) -> str:
         mean = point.mean
         names = (mean.title, mean.metric, mean.strategy, mean.setting)
         rows.append((*names, point.text, str(point.seeds), *_costs(mean)))
-    return _table(rows)
+    return table(rows)
 
 
 def comparison(records: Sequence[Record]) -> str:
@@ -202,7 +202,7 @@ def comparison(records: Sequence[Record]) -> str:
         point = next(iter(points.values()))
         values = (points[c].text if c in points else "" for c in categories)
         rows.append((*model, str(point.seeds), *values, *_costs(point.mean)))
-    return _table(rows)
+    return table(rows)
 
 
 def _model(record: Record) -> tuple[str, str, str]:
@@ -222,7 +222,8 @@ def _costs(mean: Record) -> tuple[str, ...]:
     )
 
 
-def _table(rows: Iterable[Sequence[str]]) -> str:
+def table(rows: Iterable[Sequence[str]]) -> str:
+    """Rows of cells in Markdown."""
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 

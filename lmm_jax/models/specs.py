@@ -1,5 +1,5 @@
 """Named sizes of vision encoders and language models: those that are published, and tiny
-ones for tests and the quickstart."""
+ones for tests, timings and the quickstart."""
 
 from __future__ import annotations
 
@@ -236,6 +236,9 @@ VISION = {
         mean=(0.61, 0.60, 0.58),
         std=(0.25, 0.25, 0.25),
     ),
+    "speed-vit": VisionSpec(
+        336, 14, vit_block(32, 2, 64, "quick_gelu"), depth=1, run=1, post_norm=False
+    ),
     "tiny-vit": VisionSpec(16, 4, vit_block(32, 2, 64, "quick_gelu"), depth=3, run=2),
 }
 
@@ -275,6 +278,7 @@ LANGUAGE = {
         151_936, _qwen(4096, 32, 12_288, 8, qk_norm=True), 36, kind="qwen3"
     ),
     "quickstart-lm": LanguageSpec(512, llama_block(96, 4, 256), 6, tied=True),
+    "speed-lm": LanguageSpec(2000, llama_block(512, 8, 1408), 18),
     "tiny-lm": LanguageSpec(128, llama_block(48, 4, 96, kv_heads=2), 6),
 }
 

@@ -60,8 +60,14 @@ def alone(tmp_path_factory):
     )
 
 
-@pytest.mark.parametrize("strategy", ["deepstack", "deepstack_v", "fastv"])
-@pytest.mark.parametrize("mesh", [m for m in MESHES if m != "one"])
+@pytest.mark.parametrize(
+    ("mesh", "strategy"),
+    [
+        *((mesh, "deepstack") for mesh in MESHES if mesh != "one"),
+        ("data x fsdp x tensor", "deepstack_v"),
+        ("fsdp x tensor", "fastv"),
+    ],
+)
 def test_same_loss_and_gradients_as_one_device(mesh, strategy, alone, tmp_path):
     _, one, scalars = alone(strategy)
     _, many, others = step(tmp_path, mesh, strategy)
