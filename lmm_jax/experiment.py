@@ -250,14 +250,7 @@ class Experiment:
         """How a record becomes a sample of this plan."""
         slots, text = Slots.of(plan), self.config.text
         template = find_template(text.template)
-        return SampleSpec(
-            self.images,
-            slots,
-            template,
-            self.tokenizer,
-            text.truncate,
-            sum(query.count for query in plan.queries),
-        )
+        return SampleSpec(self.images, slots, template, self.tokenizer, text.truncate)
 
     def abstract_params(self, model: lmm.LMM) -> dict[str, Any]:
         """Shapes and dtypes of all parameters; nothing is allocated."""

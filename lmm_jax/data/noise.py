@@ -67,10 +67,16 @@ def _sample(spec, slots, vocab, answered, rng) -> dict[str, np.ndarray]:
 
 
 def _words(slots: Slots, vocab: int, answered: bool, rng) -> Encoded:
-    learned = answered & (np.arange(slots.text) >= slots.text // 2)
+    asked = slots.text // 2 if answered else slots.text
+    tokens = rng.integers(0, vocab, slots.text, np.int32)
+    role = np.full(slots.text, Role.QUESTION, np.int8)
+    role[asked:] = Role.ASSISTANT
+    learned = role == Role.ASSISTANT
+    behind = slice(asked - slots.queries, asked)
+    tokens[behind], role[behind] = np.arange(slots.queries), Role.QUERY
     return Encoded(
-        tokens=rng.integers(0, vocab, slots.text, np.int32),
-        role=np.where(learned, Role.ASSISTANT, Role.USER).astype(np.int8),
+        tokens=tokens,
+        role=role,
         turn=np.zeros(slots.text, np.int32),
         loss_mask=learned.astype(np.float32),
         marks=np.full(slots.images, slots.prefix, np.int32),

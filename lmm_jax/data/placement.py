@@ -34,6 +34,7 @@ class Slots:
         tokens_per_image: V, visual tokens an image may have.
         rows: of a tiled image, tokens before any reduction.
         varies: an image has as many tokens as its rows, not all.
+        queries: of the text slots, those of learned tokens behind each question.
     """
 
     prefix: int
@@ -42,6 +43,7 @@ class Slots:
     tokens_per_image: int
     rows: int = 0
     varies: bool = False
+    queries: int = 0
 
     @classmethod
     def of(cls, plan: Plan) -> Slots:
@@ -54,6 +56,7 @@ class Slots:
             plan.tokens_per_image,
             rows=g.tiled_tokens,
             varies=plan.connect is not None and plan.connect.varies,
+            queries=sum(query.count for query in plan.queries),
         )
 
     @property
@@ -82,7 +85,6 @@ class SampleSpec:
 
     Attributes:
         truncate: cut too long conversations from the right instead of skipping them.
-        queries: learned vectors behind each question, which take text slots.
 
     Raises:
         ValueError: the tokenizer lacks the template's end mark.
@@ -93,7 +95,6 @@ class SampleSpec:
     template: Template
     tokenizer: Tokenizer
     truncate: bool = False
-    queries: int = 0
 
     def __post_init__(self):
         conversation.check(self.template, self.tokenizer)
@@ -103,7 +104,7 @@ class SampleSpec:
     ) -> Encoded:
         """The text of a record, or of a prompt; see `conversation.encode`."""
         encode = conversation.prompt if prompt else conversation.encode
-        return encode(turns, self.template, self.tokenizer, queries=self.queries)
+        return encode(turns, self.template, self.tokenizer, queries=self.slots.queries)
 
 
 def place(
