@@ -91,7 +91,10 @@ def _connect(geometry: Geometry, window: int, pool: Pool) -> Connect:
         return connect
     rows, columns = (-(-side // window) for side in geometry.grid)
     to = (1 + geometry.crops) * rows * columns
-    return Connect("flashsloth_pool", to, AttentionPool(geometry.grid, window))
+    op = AttentionPool(geometry.grid, window, geometry.param_dtype)
+    scorer = geometry.vision.width * (geometry.vision.width + 1)
+    weights = geometry.connector + window**2 * scorer
+    return Connect("flashsloth_pool", to, op, weights=weights)
 
 
 def _spec(
@@ -129,18 +132,21 @@ class AttentionPool(nn.Module):
     Attributes:
         grid: rows and columns of patches in a view.
         window: patches a side of a window.
+        param_dtype: of parameters.
     """
 
     grid: tuple[int, int]
     window: int
+    param_dtype: str = "float32"
 
     @nn.compact
     def __call__(self, vision: VisionFeatures, project: Project) -> Array:
         """[B, I, C * V, D], view after view, row after row."""
         x = vision.hidden
-        width, dtype = x.shape[-1], x.dtype.name
-        hidden = nn.relu(Linear((width,), (width,), True, dtype, name="first")(x))
-        scores = Linear((width,), (1,), True, dtype, name="second")(hidden)
+        width, dtype = x.shape[-1], x.dtype
+        kinds = (True, dtype.name, self.param_dtype)
+        hidden = nn.relu(Linear((width,), (width,), *kinds, name="first")(x))
+        scores = Linear((width,), (1,), *kinds, name="second")(hidden)
         scores, x = scores.astype(jnp.float32), x.astype(jnp.float32)
         inside = (-4, -2)  # rows and columns of a window
         scores = windows(scores, self.grid, self.window, fill=-jnp.inf)
