@@ -59,6 +59,8 @@ def traced_update(exp):
         ("baselines", "strategy=random"),
         ("compose", ""),
         ("llava_next", ""),
+        ("flashsloth", "stage=pretrain"),
+        ("flashsloth", "hd=true"),
         ("quickstart", ""),
         ("speed", "keep=144"),
         *(("quickstart", f"strategy={s}") for s in ("llava", "llava_hires")),

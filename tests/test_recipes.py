@@ -135,11 +135,35 @@ SLIMM = {
         learn={"strategy_slimm_merger", "strategy_slimm_m", "language", "vision"},
     ),
 }
+# FlashSloth (arXiv:2412.04317; scripts of its repository): LLaVA's data and rates.
+_POOLED = dict(image="stretch", learn={"connector", "strategy_flashsloth_pool"})
+_TOLD = dict(
+    image="stretch",
+    template="flashsloth",
+    learn={
+        "connector",
+        "language",
+        "strategy_flashsloth_pool",
+        "strategy_flashsloth_query",
+    },
+    length=3072 + 81,
+)
+FLASHSLOTH = {
+    "stage=pretrain": LLAVA["stage=pretrain"] | _POOLED,
+    "stage=finetune": LLAVA["stage=finetune"] | _TOLD,
+    "hd=true": LLAVA["stage=finetune"]
+    | _TOLD
+    | dict(image="quadrants", length=3072 + 405),
+    "queries=0,pool=average": LLAVA["stage=finetune"]
+    | _TOLD
+    | dict(learn={"connector", "language"}),
+}
 TABLE = [
     *(("llava", f"lm={lm},{a}", n) for lm in ("vicuna-7b", "vicuna-13b")
       for a, n in LLAVA.items()),
     *(("bunny", argument, n) for argument, n in BUNNY.items()),
     *(("deepstack", argument, n) for argument, n in DEEPSTACK.items()),
+    *(("flashsloth", argument, n) for argument, n in FLASHSLOTH.items()),
     *(("slimm", argument, n) for argument, n in SLIMM.items()),
 ]  # fmt: skip
 

@@ -27,6 +27,9 @@ from lmm_jax.hub.positions import at_size
 from lmm_jax.models.specs import LanguageSpec, LMMSpec, VisionSpec
 
 Spec = VisionSpec | LanguageSpec | LMMSpec
+# Original code that saves under another layout's model type: its first releases under what
+# is the name of that of `transformers` now, FlashSloth under that of its language model.
+_ORIGINAL = {"llava": "llava_llama", "phi": "flashsloth"}
 
 
 def read_spec(config: Mapping[str, Any], where: str | Path) -> Spec:
@@ -222,8 +225,7 @@ def _tower(spec: Spec) -> VisionSpec | None:
 
 def _kind(config: Mapping[str, Any]) -> str | None:
     kind = config.get("model_type")
-    # The first releases of the original code used what is now the other layout's name.
-    return "llava_llama" if kind == "llava" and "mm_vision_tower" in config else kind
+    return _ORIGINAL.get(kind, kind) if "mm_vision_tower" in config else kind
 
 
 class _Renamed(Mapping[str, Tensor]):

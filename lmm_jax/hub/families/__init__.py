@@ -12,6 +12,7 @@ config     spec -> `config.json`
 
 from lmm_jax.hub.families import (
     deepstack,
+    flashsloth,
     llama,
     llava,
     llava_next,
@@ -31,6 +32,7 @@ ALL = (
     llava_next,
     llava_original,
     deepstack,
+    flashsloth,
     qwen3_vl,
 )
 FAMILIES = {kind: f for f in ALL for kind in f.KINDS}
