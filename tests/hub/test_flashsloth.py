@@ -95,6 +95,7 @@ def test_round_trip_is_bit_equal(tmp_path, monkeypatch):
     monkeypatch.setitem(llava_original.TOWERS, "tiny-tower", tower)
     small = dict(hidden_size=32, intermediate_size=48, vocab_size=800)
     small |= dict(num_hidden_layers=8, num_attention_heads=4, num_key_value_heads=4)
+    small |= dict(partial_rotary_factor=0.5)
     seen = dict(mm_vision_tower="tiny-tower", mm_hidden_size=16, image_hd=True)
     spec = hub.read_spec(RELEASED | small | seen, "tiny")
     views = dict(images=1, crops=spec.crops, prefix=0, suffix=16)
