@@ -28,3 +28,10 @@ jax.config.update("jax_disable_most_optimizations", True)
 def tiny() -> Tiny:
     """A small random model and a batch with padding, a text-only row and two images."""
     return Tiny.make()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_one_module():
+    """Thousands of compiled programs would add up to gigabytes in a worker."""
+    yield
+    jax.clear_caches()
