@@ -3,8 +3,8 @@
     python -m lmm_jax.compare --config=configs/ablations.py --seeds=3
 
 All start from one model that has learned to read small print from hi-res tokens in its
-context, and learn for 150 steps what their own arrangement of these tokens asks
-for. Six language layers and three vision layers bound the places.
+context, and learn for 150 steps what their own arrangement of these tokens asks for. Six
+language layers and three vision layers bound the places.
 """
 
 from lmm_jax import config, presets

@@ -25,7 +25,6 @@ from typing import Any
 from absl import flags
 import jax
 import jax.numpy as jnp
-from ml_collections import config_flags
 
 from lmm_jax import cli, decode, experiment, run_config, runs, train, weights
 from lmm_jax.data import noise
@@ -35,9 +34,6 @@ from lmm_jax.eval import latency
 from lmm_jax.eval.latency import Report, Result, Settings, Timing
 from lmm_jax.experiment import Experiment
 from lmm_jax.models import lmm
-
-OVERRIDE = "--config."
-
 
 # --- What is timed ------------------------------------------------------------------
 
@@ -61,14 +57,14 @@ def commands(
             words = shlex.split(variant)
         except ValueError:  # a quotation that does not end
             words = []
-        own = [word for word in words if word.startswith(OVERRIDE)]
+        own = [word for word in words if word.startswith(cli.OVERRIDE)]
         files = [word for word in words if not word.startswith("-")]
         if not words or len(own) + len(files) != len(words) or len(files) > 1:
             raise ValueError(
                 f"variant {variant!r}: give FILE[:arguments], or :arguments for the same "
                 "file, and perhaps --config.field=value."
             )
-        changes = [word.removeprefix(OVERRIDE) for word in own]
+        changes = [word.removeprefix(cli.OVERRIDE) for word in own]
         name = " ".join([*map(_name, files), *changes])
         file = _joined(source, files[0]) if files else source
         yield name, [f"--config={file}", *overrides, *own]
@@ -294,20 +290,21 @@ def _device_peak() -> int | None:
 
 
 def main(argv: list[str], config) -> None:
-    told = flags.FLAGS
+    asked = flags.FLAGS
     # A program from the cache would have taken no time to compile.
     jax.config.update("jax_enable_compilation_cache", False)
-    variants = told.variant or experiment.build(config).config.bench.variants
-    changed = config_flags.get_override_values(told["config"])
-    overrides = [f"{OVERRIDE}{field}={value}" for field, value in changed.items()]
-    named = commands(told["config"].config_filename, variants, overrides)
+    variants = asked.variant or experiment.build(config).config.bench.variants
+    source, overrides = cli.told()
+    named = commands(source, variants, overrides)
     experiments = [(n, experiment.build(cli.read_config(words))) for n, words in named]
-    settings = Settings(told.batch, told.text, told.new_tokens, told.rounds, told.train)
+    settings = Settings(
+        asked.batch, asked.text, asked.new_tokens, asked.rounds, asked.train
+    )
     found = bench(experiments, settings)
     print(latency.tables(found))
-    if told.out:
-        found.write(told.out)
-        print(f"{told.out} written")
+    if asked.out:
+        found.write(asked.out)
+        print(f"{asked.out} written")
 
 
 if __name__ == "__main__":

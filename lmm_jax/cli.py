@@ -18,7 +18,8 @@ from lmm_jax import run_config
 from lmm_jax.parallel.mesh import start_processes
 from lmm_jax.runs import load_run
 
-_WORKDIR = "--config.workdir"
+OVERRIDE = "--config."
+_WORKDIR = f"{OVERRIDE}workdir"
 # How ml_collections reports an unknown field, a wrong type or a missing file.
 _ILL_TOLD = (flags.Error, AttributeError, KeyError, TypeError, FileNotFoundError)
 
@@ -69,6 +70,15 @@ def read_config(words: Sequence[str]) -> ml_collections.ConfigDict:
     except _ILL_TOLD as error:
         raise ValueError(_told(error)) from error
     return flag.value
+
+
+def told() -> tuple[str, list[str]]:
+    """What this command was told, to pass it on: FILE[:arguments] of `--config`, and a word
+    `--config.field=value` for every override."""
+    flag = flags.FLAGS["config"]
+    changed = config_flags.get_override_values(flag)
+    words = [f"{OVERRIDE}{field}={value}" for field, value in changed.items()]
+    return flag.config_filename, words
 
 
 def enable_compilation_cache() -> None:

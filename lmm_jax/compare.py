@@ -110,14 +110,13 @@ def compare(
 
 def main(argv: list[str], config) -> None:
     # A mistake shows before the first run, not after it.
-    told = experiment.build(config).config.compare
-    names = _STRATEGIES.value or told.strategies
+    section = experiment.build(config).config.compare
+    names = _STRATEGIES.value or section.strategies
     if not names:
         raise ValueError("nothing to compare: use --strategies=NAME,NAME.")
-    source = next(a.partition("=")[2] for a in sys.argv if a.startswith("--config="))
-    extra = tuple(a for a in sys.argv if a.startswith("--config."))
-    runs = Trainings(source, Path(_OUT.value), told.base, extra)
-    category = _CATEGORY.value or told.category
+    source, overrides = cli.told()
+    runs = Trainings(source, Path(_OUT.value), section.base, tuple(overrides))
+    category = _CATEGORY.value or section.category
     print(compare(runs, names, _SEEDS.value, category))
     print(f"{runs.out}/table.md, results.json and pareto.png written")
 

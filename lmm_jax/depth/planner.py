@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 from typing import Literal
 
+from lmm_jax.depth import check
 from lmm_jax.depth.edits import (
     CONNECTOR,
     Connect,
@@ -14,12 +15,10 @@ from lmm_jax.depth.edits import (
     Inject,
     Query,
     Reduce,
-    Site,
     Tune,
 )
 from lmm_jax.depth.geometry import Geometry
 from lmm_jax.depth.layout import Layout
-from lmm_jax.depth.state import OBSERVABLE
 
 Mode = Literal["drop", "mask"]
 
@@ -147,7 +146,7 @@ def make_plan(
     Raises:
         ValueError: an edit cannot be placed; the message names it and the remedy.
     """
-    _check_names(edits)
+    check.names(edits)
     connects = [e for e in edits if isinstance(e, Connect)]
     if len(connects) > 1:
         names = " and ".join(e.name for e in connects)
@@ -159,25 +158,25 @@ def make_plan(
         (e for e in edits if isinstance(e, Reduce)), key=lambda e: (e.at, e.name)
     )
     for edit in reduces:
-        _check_reduce(edit, geometry)
-    _check_sites(reduces)
+        check.reduce(edit, geometry)
+    check.sites(reduces)
     injects, stacked = _injects(edits, "language"), _injects(edits, "vision")
     for edit in injects:
-        _check_inject(edit, geometry.language.depth)
-        _check_taps(edit, geometry)
+        check.inject(edit, geometry.language.depth)
+        check.taps(edit, geometry)
     for edit in stacked:
-        _check_inject(edit, geometry.vision_layers)
-        _check_fold(edit, geometry, (*stacked, *injects, *connects))
+        check.inject(edit, geometry.vision_layers)
+        check.fold(edit, geometry, (*stacked, *injects, *connects))
 
     queries = tuple(e for e in edits if isinstance(e, Query))
     for edit in queries:
-        _check_query(edit, geometry, queries)
+        check.query(edit, geometry, queries)
 
     compress = tuple(e for e in reduces if e.at == CONNECTOR)
     connected = connect.to if connect else geometry.visual_tokens
     visual = connected
     for edit in compress:
-        _check_size(edit, visual)
+        check.size(edit, visual)
         visual = edit.to
     # A mask keeps the storage; positions count only the tokens that a cut would leave.
     entrance = geometry.layout(visual if mode == "drop" else connected)
@@ -185,7 +184,7 @@ def make_plan(
     in_language = [e for e in reduces if e.at.stack == "language"]
     tunes = [e for e in edits if isinstance(e, Tune)]
     for tune in tunes:
-        _check_tune(tune, geometry)
+        check.tune(tune, geometry)
     tuned = {x for t in tunes if t.stack == "language" for x in t.layers}
     edges = {edge for layer in tuned for edge in (layer, layer + 1)}
     language = _steps(geometry.language.depth, in_language, injects, edges, queries)
@@ -333,158 +332,9 @@ def _layouts(entrance: Layout, steps: Sequence[Step], mode: Mode) -> tuple[Layou
         edits = step.edits if isinstance(step, Cut) else ()
         edits = step.between if isinstance(step, Layer) else edits
         for edit in edits:
-            _check_size(edit, alive.get(edit.span, 0))
+            check.size(edit, alive.get(edit.span, 0))
             alive[edit.span] = edit.to
             if mode == "drop":
                 layout = layout.resized(edit.span, edit.to)
         layouts.append(layout)
     return tuple(layouts)
-
-
-def _check_names(edits: Sequence[Edit]) -> None:
-    names = [e.name for e in edits if not isinstance(e, Tune)]
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
-        raise ValueError(
-            f"two edits are called {', '.join(sorted(twice))}; names are parameter "
-            "paths and must be unique in a plan: rename one."
-        )
-
-
-def _check_reduce(edit: Reduce, geometry: Geometry) -> None:
-    if edit.to < 0:
-        raise ValueError(f"{edit.name} keeps {edit.to} tokens; use 0 or more.")
-    unknown = set(edit.observe) - set(OBSERVABLE)
-    if unknown:
-        raise ValueError(
-            f"{edit.name} observes {', '.join(sorted(unknown))}; attention can show "
-            f"{', '.join(OBSERVABLE)}."
-        )
-    if edit.at == CONNECTOR:
-        if geometry.fixed_grid is None:
-            raise ValueError(
-                f"{edit.name} is placed at the connector, where images of their own size "
-                "differ in tokens and have their coordinates already: place it before "
-                "language layer 0 or later."
-            )
-        if edit.observe:
-            raise ValueError(
-                f"{edit.name} observes {', '.join(edit.observe)} at the connector, where "
-                "no language layer has run: place it before a language layer >= 1."
-            )
-        return
-    if edit.at.stack != "language":
-        raise ValueError(
-            f"{edit.name} is placed in the {edit.at.stack!r} stack; reductions run in "
-            "'language' or at the connector."
-        )
-    depth = geometry.language.depth
-    if not 0 <= edit.at.layer < depth:
-        raise ValueError(
-            f"{edit.name} is placed {edit.at}, but the stack has {depth} layers: use a "
-            f"layer in 0..{depth - 1}."
-        )
-    if edit.at.phase == "before" and edit.at.layer == 0 and edit.observe:
-        raise ValueError(
-            f"{edit.name} observes {', '.join(edit.observe)} before layer 0, where no "
-            f"attention has run yet: use a layer in 1..{depth - 1}."
-        )
-    if edit.at.phase == "inside" and geometry.language.parallel:
-        raise ValueError(
-            f"{edit.name} cuts inside layer {edit.at.layer}, but attention and MLP of "
-            "this block are parallel, so nothing lies between them: cut before a layer."
-        )
-
-
-def _check_sites(reduces: Sequence[Reduce]) -> None:
-    seen: dict[tuple[Site, str], str] = {}
-    for edit in reduces:
-        other = seen.setdefault((edit.at, edit.span), edit.name)
-        if other != edit.name:
-            raise ValueError(
-                f"{other} and {edit.name} both cut {edit.span!r} at {edit.at}; move one "
-                "to another layer, or write one op that composes them."
-            )
-
-
-def _check_inject(edit: Inject, depth: int) -> None:
-    outside = [layer for layer in edit.layers if not 0 <= layer <= depth]
-    if outside:
-        raise ValueError(
-            f"{edit.name} injects before layers {outside}, but the stack has {depth}: "
-            f"use layers in 0..{depth - 1}, or {depth} for its end."
-        )
-    if list(edit.layers) != sorted(set(edit.layers)):
-        raise ValueError(
-            f"{edit.name} injects before layers {list(edit.layers)}; they must ascend "
-            "without repeats, one per row of its buffer."
-        )
-
-
-def _check_query(edit: Query, geometry: Geometry, queries: Sequence[Query]) -> None:
-    depth = geometry.language.depth
-    if edit.at not in {Site("language", layer) for layer in range(depth)}:
-        raise ValueError(
-            f"{edit.name} reads {edit.at}: use before(layer) with a language layer in "
-            f"0..{depth - 1}."
-        )
-    if edit.count < 1:
-        raise ValueError(f"{edit.name} has {edit.count} tokens; use 1 or more.")
-    if len(queries) > 1:
-        names = " and ".join(query.name for query in queries)
-        raise ValueError(f"{names} both put tokens after the question: keep one.")
-
-
-def _check_taps(edit: Inject, geometry: Geometry) -> None:
-    outside = [tap for tap in edit.taps if not 0 <= tap < geometry.vision_layers]
-    if outside:
-        raise ValueError(
-            f"{edit.name} reads features after vision layers {outside}, but "
-            f"{geometry.vision_layers} run: use layers in 0..{geometry.vision_layers - 1}."
-        )
-    if edit.taps and geometry.passes > 1:
-        raise ValueError(
-            f"{edit.name} reads features of inner vision layers, which a tower that reads "
-            "a view at several scales does not join: choose another vision tower."
-        )
-
-
-def _check_fold(edit: Inject, geometry: Geometry, readers: Sequence[Edit]) -> None:
-    others = [other.name for other in readers if other is not edit]
-    if others:
-        raise ValueError(
-            f"{', '.join(others)} may read hi-res views, but {edit.name} ends them before "
-            f"vision layer {edit.layers[0]}: remove one of them."
-        )
-    if geometry.fine:
-        raise ValueError(
-            f"{edit.name} stacks hi-res views, and finer ones (image.fine={geometry.fine}) "
-            "would be read by nothing: use image.fine=0."
-        )
-    if geometry.fixed_grid is None or geometry.passes > 1:
-        raise ValueError(
-            f"{edit.name} stacks views inside the vision stack, which must read each of "
-            "them once and at one size: choose another vision tower."
-        )
-
-
-def _check_tune(edit: Tune, geometry: Geometry) -> None:
-    depth = {"vision": geometry.vision.depth, "language": geometry.language.depth}
-    if edit.stack not in depth:
-        raise ValueError(
-            f"Tune names stack {edit.stack!r}; use one of {sorted(depth)}."
-        )
-    outside = [layer for layer in edit.layers if not 0 <= layer < depth[edit.stack]]
-    if outside:
-        raise ValueError(
-            f"Tune names layers {outside} of {edit.stack}, which has "
-            f"{depth[edit.stack]}: use layers in 0..{depth[edit.stack] - 1}."
-        )
-
-
-def _check_size(edit: Reduce, alive: int) -> None:
-    if edit.to > alive:
-        raise ValueError(
-            f"{edit.name} keeps {edit.to} {edit.span} tokens, but only {alive} are alive "
-            f"{edit.at}: keep at most {alive}."
-        )
