@@ -46,7 +46,8 @@ def test_1_the_budgets_of_these_tests_change_something(name, tiny):
     ours = tiny.logits(plan, tiny.batch(plan))
     theirs = tiny.logits(baseline, tiny.batch(baseline))
     assert np.abs(ours - theirs)[:2].max() > 1e-3  # rows with images
-    np.testing.assert_allclose(ours[2], theirs[2], **TOLERANCE)  # the one without
+    if not plan.queries:  # they stand after questions without an image too
+        np.testing.assert_allclose(ours[2], theirs[2], **TOLERANCE)  # the one without
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -132,7 +133,7 @@ def test_6_storage_order_means_nothing(name, tiny):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_7_the_plan_equals_a_loop_over_layers(name, tiny):
-    """One Python loop that knows injections and selections, and nothing of plans."""
+    """One Python loop that knows what edits do, and nothing of plans."""
     edits = tiny.strategy(name)
     plan = tiny.plan(edits)
     model, batch = tiny.model(plan), tiny.batch(plan)
@@ -157,6 +158,11 @@ def test_7_the_plan_equals_a_loop_over_layers(name, tiny):
                 group = buffers[inject.name][inject.layers.index(layer)]
                 hidden = hidden.copy()
                 hidden[:, slice(*visual)] += group
+        for query in plan.queries:
+            if layer == query.at.layer:
+                now = state.replace(hidden=hidden, valid=jnp.asarray(alive))
+                ours = {"params": tiny.params[f"strategy_{query.name}"]}
+                hidden = np.asarray(query.op.apply(ours, now, ctx).hidden)
         params = jax.tree.map(lambda p, layer=layer: p[layer], stack)
         previous = (params, hidden)
         hidden = np.asarray(_layer(block, params, hidden, state, alive))
