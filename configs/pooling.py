@@ -1,0 +1,43 @@
+"""Does attention pool better than the mean, and what do queries add? On generated pages.
+
+    python -m lmm_jax.compare --config=configs/pooling.py --seeds=3
+
+All start from one model that has learned to read small print from all patches of the
+quadrants, and learn for 200 steps to read it from a quarter of the tokens. FlashSloth
+(arXiv:2412.04317) with windows of 2 x 2 patches.
+"""
+
+from lmm_jax import config, presets
+
+BASE = "read"
+FORMS = {
+    BASE: dict(pool="none", queries=0),
+    "average": dict(pool="average", queries=0),
+    "average-queries": dict(pool="average", queries=4),
+    "attention": dict(pool="attention", queries=0),
+    "attention-queries": dict(pool="attention", queries=4),
+}
+
+
+def get_config(arg=None):
+    a = config.parse(
+        arg, strategy="attention-queries", steps=200, base_steps=800, seed=0
+    )
+    if a.strategy not in FORMS:
+        raise ValueError(f"strategy={a.strategy!r}: use one of {', '.join(FORMS)}.")
+    form = FORMS[a.strategy]
+    steps = a.base_steps if a.strategy == BASE else a.steps
+    c = presets.documents(steps=steps, seed=a.seed)
+    c.name = a.strategy
+    c.workdir = f"runs/pooling-{a.strategy}"
+    c.strategy.flashsloth = dict(form, window=2, layer=1)
+    presets.hires_views(c, 4, grid="square")
+    c.text.suffix += 3 * form["queries"]  # a page is asked about three times
+    c.eval.suffix += form["queries"]
+    if form["pool"] == "attention":
+        c.train.learn = (*c.train.learn, "strategy_flashsloth_pool")
+    if form["queries"]:
+        c.train.learn = (*c.train.learn, "strategy_flashsloth_query")
+    names = tuple(name for name in FORMS if name != BASE)
+    c.compare.update(strategies=names, base=BASE, category="hires")
+    return c
