@@ -11,11 +11,11 @@ from lmm_jax import config, presets
 
 BASE = "read"
 FORMS = {
-    BASE: dict(pool="none", queries=0),
-    "average": dict(pool="average", queries=0),
-    "average-queries": dict(pool="average", queries=4),
-    "attention": dict(pool="attention", queries=0),
-    "attention-queries": dict(pool="attention", queries=4),
+    BASE: dict(pool="average", window=1, queries=0),
+    "average": dict(pool="average", window=2, queries=0),
+    "average-queries": dict(pool="average", window=2, queries=4),
+    "attention": dict(pool="attention", window=2, queries=0),
+    "attention-queries": dict(pool="attention", window=2, queries=4),
 }
 
 
@@ -30,7 +30,7 @@ def get_config(arg=None):
     c = presets.documents(steps=steps, seed=a.seed)
     c.name = a.strategy
     c.workdir = f"runs/pooling-{a.strategy}"
-    c.strategy.flashsloth = dict(form, window=2, layer=1)
+    c.strategy.flashsloth = dict(form, layer=1)
     presets.hires_views(c, 4, grid="square")
     c.text.suffix += 3 * form["queries"]  # a page is asked about three times
     c.eval.suffix += form["queries"]

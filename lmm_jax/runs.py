@@ -99,7 +99,8 @@ def versions() -> dict[str, Any]:
 def load_params(exp: Experiment, model: lmm.LMM, run: str) -> dict[str, Any]:
     """Parameters of a run's latest checkpoint, on this experiment's mesh.
 
-    Only parameters are read, no optimizer state. Adapters of that run are merged.
+    Only parameters are read, no optimizer state. Adapters of that run are merged. What a
+    strategy learns is left out if the run had no such strategy.
 
     Args:
         model: its own adapters are left out.
@@ -113,7 +114,7 @@ def load_params(exp: Experiment, model: lmm.LMM, run: str) -> dict[str, Any]:
     converted = (path / SIZES).is_file() and not (path / "config.json").is_file()
     made = None if converted else experiment.build(load_run(run))
     spec = made.config.lora.applied(exp.spec) if made else exp.spec
-    abstract = exp.placed_params(model.clone(spec=spec))
+    abstract = _known(made, exp.placed_params(model.clone(spec=spec)))
     # `lmm_jax.convert` knows of no learning: all is in one tree.
     selection = partition.select(abstract, made.learned if made else tuple(abstract))
     learning, frozen = partition.split(abstract, selection)
@@ -129,9 +130,18 @@ def load_params(exp: Experiment, model: lmm.LMM, run: str) -> dict[str, Any]:
         params = partition.join(learning, frozen, selection)
         return lora.merged(params, spec.language.block.lora)
 
-    plain = exp.placed_params(model.clone(spec=exp.spec))
+    plain = _known(made, exp.placed_params(model.clone(spec=exp.spec)))
     shardings = jax.tree.map(lambda x: x.sharding, plain)
     return jax.jit(join, out_shardings=shardings)(learning, frozen)
+
+
+def _known(made: Experiment | None, abstract: dict[str, Any]) -> dict[str, Any]:
+    """Without the branches of strategies that the run, if it is one, does not have."""
+    if made is None:
+        return abstract
+    theirs = made.abstract_params(made.model(train=True))
+    lacking = {k for k in abstract if k.startswith("strategy_")} - set(theirs)
+    return {k: x for k, x in abstract.items() if k not in lacking}
 
 
 def load_learned(exp: Experiment, model: lmm.LMM, run: str) -> dict[str, Any]:

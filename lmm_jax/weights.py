@@ -93,6 +93,9 @@ def _completed(exp: Experiment, model: lmm.LMM, found: dict) -> dict[str, Any]:
         params = partition.flatten(lmm.init(model, key))
         return {path: params[path] for path in missing}
 
+    if missing:
+        parts = sorted({path.split("/")[0] for path in missing})
+        logging.info("random to begin with: %s", ", ".join(parts))
     key = jax.random.key(exp.config.train.seed)
     fresh = jax.jit(make, out_shardings=missing)(key) if missing else {}
     return traverse_util.unflatten_dict({**found, **fresh}, sep="/")

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 import pytest
 
-from lmm_jax import evaluate, experiment, partition, runs, train
+from lmm_jax import evaluate, experiment, partition, runs, train, weights
 from lmm_jax.checkpoint.state import CheckpointError
 from lmm_jax.data import pipeline
 from lmm_jax.data.pipeline import TooManyBadRecords
@@ -273,6 +273,20 @@ def test_evaluation_takes_another_strategy_on_the_same_parameters(whole, tmp_pat
     records = evaluate.evaluate(experiment.build(config))
     assert records[0].strategy == "deepstack+fastv"
     assert records[0].visual_tokens_per_layer < 16
+
+
+def test_a_strategy_that_learns_starts_from_a_run_without_it(whole, tmp_path):
+    config = small_config(tmp_path, "flashsloth")
+    config.init.run = whole.workdir
+    config.documents = whole.documents
+    exp = experiment.build(config)
+    ours = weights.initial(exp, exp.model(train=True))
+    theirs = experiment.build(whole)
+    theirs = runs.load_params(theirs, theirs.model(train=True), whole.workdir)
+    fresh = {name for name in ours if name.startswith("strategy_")}
+    assert set(ours) - fresh == set(theirs) and len(fresh) == 2
+    for name, branch in theirs.items():
+        jax.tree.map(np.testing.assert_array_equal, ours[name], branch)
 
 
 def command(*arguments, typed="", **environment) -> subprocess.CompletedProcess:

@@ -50,7 +50,7 @@ def edits(
     bottleneck: int = 0,
     anchor: int = -1,
 ) -> tuple[Edit, ...]:
-    """Returns the connector and the queries of FlashSloth.
+    """Returns the connector and the queries of FlashSloth, or one of the two.
 
     Every view is pooled on its own: the whole, then the crops.
 
@@ -58,7 +58,8 @@ def edits(
         geometry: static sizes.
         window: patches a side that become one token; fewer at the last edges of a map
             that it does not divide.
-        pool: "attention" is the paper's, "average" the plain mean, "none" keeps all.
+        pool: "attention" is the paper's, "average" the plain mean; "none" leaves the
+            connector to others, for queries alone.
         queries: learned tokens after each question; 0 for none.
         layer: language layer before which they read question and image.
         heads: of their attentions; 0 for as many as the language model has.
@@ -72,29 +73,29 @@ def edits(
     """
     connect = _connect(geometry, window, pool)
     if not queries:
-        return (connect,)
+        return connect
     spec = _spec(geometry, queries, heads, bottleneck, anchor)
     read = Query("flashsloth_query", before(layer), queries, EmbeddedQuery(spec))
-    return connect, read
+    return *connect, read
 
 
-def _connect(geometry: Geometry, window: int, pool: Pool) -> Connect:
+def _connect(geometry: Geometry, window: int, pool: Pool) -> tuple[Connect, ...]:
     ways = ("attention", "average", "none")
     if window < 1 or pool not in ways:
         raise ValueError(
             f"flashsloth.window={window}, pool={pool!r}: use a window of 1 or more, and "
             f"one of {', '.join(ways)}."
         )
-    if pool != "attention":
-        factor = window if pool == "average" else 1
-        (connect,) = average_pool.edits(geometry, factor=factor, crops=True)
-        return connect
+    if pool == "none":
+        return ()
+    if pool == "average":
+        return average_pool.edits(geometry, factor=window, crops=True)
     rows, columns = (-(-side // window) for side in geometry.grid)
     to = (1 + geometry.crops) * rows * columns
     op = AttentionPool(geometry.grid, window, geometry.param_dtype)
     scorer = geometry.vision.width * (geometry.vision.width + 1)
     weights = geometry.connector + window**2 * scorer
-    return Connect("flashsloth_pool", to, op, weights=weights)
+    return (Connect("flashsloth_pool", to, op, weights=weights),)
 
 
 def _spec(

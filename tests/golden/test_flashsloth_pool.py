@@ -195,7 +195,7 @@ def test_average_pooling(name):
         ({"window": 2}, 4),
         ({"window": 3}, 4),
         ({"window": 2, "pool": "average"}, 4),
-        ({"pool": "none"}, 16),
+        ({"window": 1, "pool": "average"}, 16),
     ],
 )
 @pytest.mark.parametrize("crops", [0, 4])

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from lmm_jax import strategies
 from lmm_jax.depth import Memory, Place, Role, VisionFeatures
 from lmm_jax.nn.attention import Sight
 from tests.tiny import PREFIX
@@ -105,3 +106,100 @@ def test_they_see_what_pooling_hides(plan, tiny):
 
     np.testing.assert_allclose(pooled(after), pooled(before), **CLOSE)
     assert np.abs(np.asarray(read(after) - read(before))).max() > 1e-2
+
+
+def test_they_alone_change_where_they_read(plan, tiny):
+    """Whatever order patches and words have, and nothing but the rows of queries."""
+    (query,), batch = plan.queries, tiny.batch(plan)
+    params = {"params": tiny.params}
+    state, ctx = tiny.model(plan).apply(params, batch, None, method="_enter")
+    ours = {"params": tiny.params[OURS]}
+    read = np.asarray(query.op.apply(ours, state, ctx).hidden)
+    asks = np.asarray(state.role == Role.QUERY)
+    changed = np.abs(read - np.asarray(state.hidden)).max(-1) > 0
+    with_image = batch["views"].any((1, 2))
+    np.testing.assert_array_equal(changed, asks & with_image[:, None])
+
+    rng = np.random.default_rng(0)
+    order = rng.permutation(ctx.memory.hidden.shape[1])
+    mixed = ctx.replace(memory=jax.tree.map(lambda x: x[:, order], ctx.memory))
+    again = np.asarray(query.op.apply(ours, state, mixed).hidden)
+    np.testing.assert_allclose(again, read, **CLOSE)
+    words = np.flatnonzero(np.asarray(state.role[0] == Role.QUESTION))
+    order = np.arange(state.role.shape[1])
+    order[words] = rng.permutation(words)
+    mixed = state.replace(hidden=state.hidden[:, order], positions=state.positions)
+    again = np.asarray(query.op.apply(ours, mixed, ctx).hidden)
+    np.testing.assert_allclose(again[0, asks[0]], read[0, asks[0]], **CLOSE)
+
+
+def test_decoding_does_not_read_again(plan, tiny):
+    """It has no use for the parameters of pooling and queries."""
+    model, batch = tiny.model(plan), tiny.batch(plan)
+
+    def prefill(params):
+        return model.apply({"params": params}, batch, slots=2, method="prefill")
+
+    logits, cache = jax.jit(prefill)(tiny.params)
+    tokens = np.argmax(logits, -1).astype(np.int32)
+    lost = {name: x for name, x in tiny.params.items() if "strategy" not in name}
+
+    def step(params):
+        args = {"params": params}, tokens, cache
+        return model.apply(*args, method="decode")[0]
+
+    np.testing.assert_array_equal(jax.jit(step)(lost), jax.jit(step)(tiny.params))
+
+
+def test_an_anchor_leads_all_of_them(tiny):
+    plan = tiny.plan(
+        tiny.strategy("flashsloth", window=2, queries=2, layer=3, anchor=5)
+    )
+    batch = tiny.batch(plan)
+    batch["tokens"][batch["tokens"] == 5] = 6  # nobody says it
+    moved = jax.tree.map(np.copy, tiny.params)
+    moved["language"]["embed"]["table"][5] += 1.0
+    ours, theirs = tiny.logits(plan, batch), tiny.logits(plan, batch, moved)
+    differs = np.abs(ours - theirs).max(-1) > 1e-4
+    asks = batch["role"] == Role.QUERY
+    assert not differs[:, : np.argmax(asks, 1).min() + 1].any()
+    assert differs[asks].any(0)
+
+
+COMPOSED = {
+    "queries over stacked tokens": {
+        "deepstack": {"start": 1, "interval": 1},
+        "flashsloth": {"pool": "none", "queries": 2, "layer": 3},
+    },
+    "queries that read behind a cut": {
+        "fastv": {"layer": 2, "keep": 9},
+        "flashsloth": {"pool": "none", "queries": 2, "layer": 4},
+    },
+    "pooled, then cut": {
+        "flashsloth": {"window": 2, "queries": 0},
+        "fastv": {"layer": 2, "keep": 9},
+    },
+    "all": {
+        "flashsloth": {"window": 2, "queries": 2, "layer": 3},
+        "fastv": {"layer": 3, "keep": 9},
+    },
+}
+
+
+@pytest.mark.parametrize("name", COMPOSED)
+def test_they_compose(name, tiny):
+    """Hiding equals dropping, decoding equals the whole pass, and both parts act."""
+    edits = strategies.build(COMPOSED[name], tiny.geometry)
+    plan, hidden = tiny.plan(edits), tiny.plan(edits, mode="mask")
+    batch = tiny.batch(plan)
+    ours = tiny.logits(plan, batch)
+    np.testing.assert_allclose(tiny.logits(hidden, batch), ours, **CLOSE)
+    decoded, slots = tiny.decoded(plan, batch, 4)
+    whole = np.take_along_axis(ours, slots[..., None], 1)
+    np.testing.assert_allclose(decoded, whole, rtol=0, atol=5e-5)
+    pooled = {"flashsloth": COMPOSED[name]["flashsloth"]}
+    alone = tiny.plan(strategies.build(pooled, tiny.geometry))
+    assert np.abs(tiny.logits(alone, batch) - ours)[0].max() > 1e-3
+    if plan.queries:
+        quiet = tiny.logits(plan, batch, silent(tiny.params))
+        assert np.abs(quiet - ours)[0].max() > 1e-3
