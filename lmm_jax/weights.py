@@ -93,7 +93,7 @@ def _completed(exp: Experiment, model: lmm.LMM, found: dict) -> dict[str, Any]:
         params = partition.flatten(lmm.init(model, key))
         return {path: params[path] for path in missing}
 
-    if missing:
+    if found and missing:
         parts = sorted({path.split("/")[0] for path in missing})
         logging.info("random to begin with: %s", ", ".join(parts))
     key = jax.random.key(exp.config.train.seed)

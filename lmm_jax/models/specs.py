@@ -279,6 +279,14 @@ LANGUAGE = {
     ),
     "quickstart-lm": LanguageSpec(512, llama_block(96, 4, 256), 6, tied=True),
     "speed-lm": LanguageSpec(2000, llama_block(512, 8, 1408), 18),
+    "speed-phi": LanguageSpec(
+        2000,
+        dataclasses.replace(
+            PHI_2, width=1024, heads=16, kv_heads=16, head_dim=64, hidden=4096
+        ),
+        14,
+        head_bias=True,
+    ),
     "tiny-lm": LanguageSpec(128, llama_block(48, 4, 96, kv_heads=2), 6),
 }
 
