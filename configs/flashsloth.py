@@ -7,7 +7,7 @@ python -m lmm_jax.train --config=configs/flashsloth.py \\
 
 `hd=true` adds the quadrants of the image. `pool=average`, `pool=none`, `window` and
 `queries=0` are ablations. The authors' code starts the pooling anew in the second stage;
-here, as in their paper, it goes on from the first.
+here, as in their paper, it goes on from the first, unless `anew=true`.
 """
 
 from lmm_jax import config, presets
@@ -25,6 +25,7 @@ def get_config(arg=None):
         window=3,
         queries=9,
         layer=7,
+        anew=False,
     )
     c = presets.llava(language=a.lm, vision="siglip-so400m-384", stage=a.stage)
     c.name = "flashsloth"
@@ -41,6 +42,8 @@ def get_config(arg=None):
     c.text.prefix = 0
     if a.pool == "attention":
         c.train.learn = (*c.train.learn, "strategy_flashsloth_pool")
+    if a.anew:
+        c.init.fresh = ("strategy_flashsloth_pool",)
     if a.stage == "pretrain":
         return c  # behind a caption, queries could only change the end of its line
     if a.queries:

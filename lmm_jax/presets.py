@@ -108,7 +108,7 @@ def llava(
     c.mesh = dict(data=1, fsdp=-1, tensor=1)
     c.axes = RULES
     c.checkpoint = dict(every=500, keep=2)
-    c.init = dict(run="")
+    c.init = dict(run="", fresh=())
     c.eval = dict(
         tasks=(),
         questions="",

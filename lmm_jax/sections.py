@@ -125,12 +125,14 @@ class InitConfig:
         load: a LLaVA folder in the hub's layout: sizes and all parameters.
         vision, language: folders of one part each: its sizes and parameters; what no
             folder holds (the projector) starts fresh.
+        fresh: patterns of parameters that start fresh although they are there.
     """
 
     run: str = ""
     load: str = ""
     vision: str = ""
     language: str = ""
+    fresh: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -84,9 +84,13 @@ def _read(path: str, spec: Any, abstract: Any) -> dict[str, Any]:
 
 
 def _completed(exp: Experiment, model: lmm.LMM, found: dict) -> dict[str, Any]:
-    """Adds fresh values of what was not found; the compiler leaves the others out."""
+    """Adds fresh values of what was not found or shall not be used; the compiler leaves
+    the others out."""
     found = partition.flatten(found)
     abstract = partition.flatten(exp.placed_params(model))
+    for pattern in exp.config.init.fresh:
+        for path in partition.require(pattern, abstract):
+            found.pop(path, None)
     missing = {path: x.sharding for path, x in abstract.items() if path not in found}
 
     def make(key):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
@@ -287,6 +288,24 @@ def test_a_strategy_that_learns_starts_from_a_run_without_it(whole, tmp_path):
     assert set(ours) - fresh == set(theirs) and len(fresh) == 2
     for name, branch in theirs.items():
         jax.tree.map(np.testing.assert_array_equal, ours[name], branch)
+
+
+def test_what_shall_start_fresh(whole):
+    config = whole.copy_and_resolve_references()
+    config.init.update(run=whole.workdir, fresh=("connector", "language/norm"))
+    exp = experiment.build(config)
+    model = exp.model(train=True)
+    before = partition.flatten(runs.load_params(exp, model, whole.workdir))
+    for path, ours in partition.flatten(weights.initial(exp, model)).items():
+        anew = path.startswith(("connector/", "language/norm/"))
+        assert np.array_equal(ours, before[path]) != anew, path
+    with pytest.raises(ValueError, match="'conector' matches no parameter"):
+        weights.initial(_changed(exp, "conector"), model)
+
+
+def _changed(exp, *fresh: str):
+    init = dataclasses.replace(exp.config.init, fresh=fresh)
+    return dataclasses.replace(exp, config=dataclasses.replace(exp.config, init=init))
 
 
 def command(*arguments, typed="", **environment) -> subprocess.CompletedProcess:
