@@ -12,6 +12,9 @@ from typing import Protocol
 import tokenizers
 
 CHARACTERS = "characters"
+VOCAB, MERGES, ADDED = "vocab.json", "merges.txt", "added_tokens.json"
+# What splits text as GPT-2 does; the files of others lack their own rule.
+GPT_2 = frozenset({"GPT2Tokenizer", "CodeGenTokenizer"})
 Offsets = list[tuple[int, int]]
 
 
@@ -43,23 +46,25 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
-        """A folder or file with `tokenizer.json` or `tokenizer.model`.
+        """A folder or file with `tokenizer.json` or `tokenizer.model`, or a folder with
+        the `vocab.json` and `merges.txt` of GPT-2's kind.
 
         "characters" builds a vocabulary of printable ASCII, for tests and toys.
 
         Raises:
-            FileNotFoundError: neither file is there.
-            ValueError: no end-of-sequence token is named.
+            FileNotFoundError: no such file is there.
+            ValueError: no end-of-sequence token is named, or merges of an unknown kind.
         """
         if str(path) == CHARACTERS:
             return cls(FastBackend(_characters()), "<s>", "</s>", "<unk>", True)
         folder = Path(path) if Path(path).is_dir() else Path(path).parent
-        files = [folder / name for name in ("tokenizer.json", "tokenizer.model")]
+        names = ("tokenizer.json", "tokenizer.model", MERGES)
+        files = [folder / name for name in names]
         file = next(filter(Path.is_file, [Path(path), *files]), None)
         if file is None:
             raise FileNotFoundError(
-                f"no tokenizer.json or tokenizer.model in {path}; download the model's "
-                f"folder, or use {CHARACTERS!r}"
+                f"no {', '.join(names)} in {path}; download the model's folder, or use "
+                f"{CHARACTERS!r}"
             )
         names = _special_names(folder)
         backend: Backend
@@ -68,7 +73,8 @@ class Tokenizer:
             names = {"bos": "<s>", "eos": "</s>", "unk": "<unk>", **names}
             adds_bos = True
         else:
-            backend = FastBackend(tokenizers.Tokenizer.from_file(str(file)))
+            read = _merged if file.name == MERGES else tokenizers.Tokenizer.from_file
+            backend = FastBackend(read(str(file)))
             adds_bos = backend.adds(names.get("bos"))
         if "eos" not in names:
             raise ValueError(
@@ -257,6 +263,37 @@ def _special_names(folder: Path) -> dict[str, str | bool]:
         if isinstance(config.get("add_bos_token"), bool):
             found["add_bos"] = config["add_bos_token"]
     return found
+
+
+def _merged(merges: str) -> tokenizers.Tokenizer:
+    """A byte-level BPE from its vocabulary and merges, as they were before
+    `tokenizer.json`."""
+    folder = Path(merges).parent
+    settings = folder / "tokenizer_config.json"
+    config = json.loads(settings.read_text("utf-8")) if settings.is_file() else {}
+    kind = config.get("tokenizer_class")
+    if kind not in GPT_2:
+        raise ValueError(
+            f"{folder} has {MERGES} of a {kind}, which may split text in its own way; "
+            "save the tokenizer with transformers' AutoTokenizer to get a tokenizer.json"
+        )
+    model = tokenizers.models.BPE.from_file(str(folder / VOCAB), merges)
+    tokenizer = tokenizers.Tokenizer(model)
+    spaced = bool(config.get("add_prefix_space"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(spaced)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    special = {
+        name for name in _special_names(folder).values() if isinstance(name, str)
+    }
+    file = folder / ADDED
+    added = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    for token in [*sorted(special - added.keys()), *sorted(added, key=added.get)]:
+        options = dict(normalized=False, special=token in special)
+        tokenizer.add_tokens([tokenizers.AddedToken(token, **options)])
+    moved = [token for token in added if tokenizer.token_to_id(token) != added[token]]
+    if moved:
+        raise ValueError(f"{file}: {moved[0]!r} is not next to the vocabulary's ids")
+    return tokenizer
 
 
 def _trained(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import pickle
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 import pytest
+import transformers
 
 from lmm_jax.data.tokenizer import Tokenizer
 
@@ -75,4 +77,51 @@ def test_missing_files_say_what_to_do(tmp_path, phi):
     config = tmp_path / "tokenizer_config.json"
     config.write_text(json.dumps({"eos_token": "<nowhere>"}))
     with pytest.raises(ValueError, match="<nowhere>"):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def codegen(tmp_path_factory):
+    """Phi-2's kind of files: merges, and tokens added behind them."""
+    folder = tmp_path_factory.mktemp("codegen")
+    Tokenizer.train(TEXTS * 3, 300).save(folder)
+    whole = json.loads((folder / "tokenizer.json").read_text())["model"]
+    (folder / "tokenizer.json").unlink()
+    last = len(whole["vocab"])
+    vocab = whole["vocab"] | {"<|endoftext|>": last}
+    added = {"  ": last + 1, "\t\t": last + 2, "<learnable>": last + 3, "</s>": 2}
+    lines = [" ".join(m) if isinstance(m, list) else m for m in whole["merges"]]
+    (folder / "vocab.json").write_text(json.dumps(vocab))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *lines]))
+    (folder / "added_tokens.json").write_text(json.dumps(added))
+    names = dict(bos_token="<|endoftext|>", unk_token="<|endoftext|>", eos_token="</s>")
+    config = dict(names, tokenizer_class="CodeGenTokenizer", add_prefix_space=False)
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.text("ab USER:cat?12\n\t ☃", max_size=30))
+def test_merges_split_as_transformers_does(codegen, text):
+    theirs = _theirs(codegen)
+    ours = Tokenizer.load(codegen)
+    text = f"{text}<learnable> ASSISTANT:  {text}</s>"
+    assert ours.encode(text)[0] == theirs(text)["input_ids"]
+    assert (ours.pad, ours.eos_id) == ("<|endoftext|>", 2)
+
+
+@functools.cache
+def _theirs(folder):
+    return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def test_merges_of_another_kind(codegen, tmp_path):
+    for file in codegen.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "Qwen2Tokenizer"}'
+    )
+    with pytest.raises(
+        ValueError, match=r"merges.txt of a Qwen2Tokenizer.*tokenizer.json"
+    ):
         Tokenizer.load(tmp_path)
