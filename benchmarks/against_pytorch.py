@@ -41,6 +41,7 @@ from lmm_jax.decode import Generator, prepared  # noqa: E402
 from lmm_jax.depth import make_plan  # noqa: E402
 from lmm_jax.eval.latency import spread  # noqa: E402
 from lmm_jax.models import lmm  # noqa: E402
+from lmm_jax.objectives import NextToken  # noqa: E402
 from lmm_jax.sections import TrainConfig  # noqa: E402
 
 _BATCHES = flags.DEFINE_list("batches", ["1", "4"], "Prompts at once.")
@@ -179,7 +180,9 @@ class Ours:
         )
         # Loops over layers are slow on CPU; its configs say unroll=0, and so do we.
         unrolled = self.model.clone(spec=dataclasses.replace(spec, unroll=0))
-        update = train.make_update(unrolled, selection, transform, settings)
+        update = train.make_update(
+            NextToken(unrolled, 1, {}), selection, transform, settings
+        )
         self._update = jax.jit(update, donate_argnums=0)
         learning = jax.tree.map(jnp.copy, learning)
         self.state = train.TrainState(

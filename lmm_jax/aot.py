@@ -22,7 +22,6 @@ from jax.experimental import topologies
 
 from lmm_jax import cli, experiment, train
 from lmm_jax.experiment import Experiment
-from lmm_jax.models import lmm
 
 HBM = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}  # GiB a chip, of the product pages
 
@@ -70,7 +69,7 @@ def slice_devices(topology: str) -> tuple[Any, ...]:
 def compiled(exp: Experiment) -> tuple[jax.stages.Compiled, Memory]:
     """The update of an experiment, compiled for its devices from shapes alone."""
     parts = train.make_parts(exp)
-    batch = lmm.abstract_batch(parts.model, exp.config.data.batch_size)
+    batch = exp.abstract_batch(parts.model)
     placed = jax.tree.map(
         lambda x, s: x.update(sharding=s), batch, exp.axes.batch(batch)
     )

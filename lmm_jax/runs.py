@@ -15,6 +15,7 @@ import platform
 import sys
 from typing import Any
 
+from flax import linen as nn
 import jax
 import ml_collections
 
@@ -23,7 +24,6 @@ from lmm_jax import experiment, hub, lora, partition
 from lmm_jax.checkpoint.state import CheckpointReader
 from lmm_jax.depth.table import table
 from lmm_jax.experiment import SIZES, Experiment
-from lmm_jax.models import lmm
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 SAME_RUN = ("model", "strategy", "text", "image", "lora")
@@ -96,7 +96,7 @@ def versions() -> dict[str, Any]:
     }
 
 
-def load_params(exp: Experiment, model: lmm.LMM, run: str) -> dict[str, Any]:
+def load_params(exp: Experiment, model: nn.Module, run: str) -> dict[str, Any]:
     """Parameters of a run's latest checkpoint, on this experiment's mesh.
 
     Only parameters are read, no optimizer state. Adapters of that run are merged. What a
@@ -113,7 +113,8 @@ def load_params(exp: Experiment, model: lmm.LMM, run: str) -> dict[str, Any]:
     path = Path(run)
     converted = (path / SIZES).is_file() and not (path / "config.json").is_file()
     made = None if converted else experiment.build(load_run(run))
-    spec = made.config.lora.applied(exp.spec) if made else exp.spec
+    adapts = made is not None and made.config.lora.rank > 0
+    spec = made.config.lora.applied(exp.spec) if adapts else exp.spec
     abstract = _known(made, exp.placed_params(model.clone(spec=spec)))
     # `lmm_jax.convert` knows of no learning: all is in one tree.
     selection = partition.select(abstract, made.learned if made else tuple(abstract))
@@ -128,7 +129,7 @@ def load_params(exp: Experiment, model: lmm.LMM, run: str) -> dict[str, Any]:
 
     def join(learning, frozen):
         params = partition.join(learning, frozen, selection)
-        return lora.merged(params, spec.language.block.lora)
+        return lora.merged(params, spec.language.block.lora) if adapts else params
 
     plain = _known(made, exp.placed_params(model.clone(spec=exp.spec)))
     shardings = jax.tree.map(lambda x: x.sharding, plain)
@@ -144,7 +145,7 @@ def _known(made: Experiment | None, abstract: dict[str, Any]) -> dict[str, Any]:
     return {k: x for k, x in abstract.items() if k not in lacking}
 
 
-def load_learned(exp: Experiment, model: lmm.LMM, run: str) -> dict[str, Any]:
+def load_learned(exp: Experiment, model: nn.Module, run: str) -> dict[str, Any]:
     """What a run of this experiment has learned, adapters not merged.
 
     Raises:

@@ -19,6 +19,7 @@ import time
 from typing import Any
 
 from absl import logging
+from flax import linen as nn
 from flax import struct
 import jax
 from jax.experimental import multihost_utils
@@ -31,7 +32,6 @@ from lmm_jax import (
     cli,
     evaluate,
     experiment,
-    losses,
     metrics,
     optim,
     partition,
@@ -39,12 +39,12 @@ from lmm_jax import (
     weights,
 )
 from lmm_jax.checkpoint.state import Checkpoints
-from lmm_jax.data import conversation, pipeline
+from lmm_jax.data import pipeline
 from lmm_jax.depth.cost import train_flops
 from lmm_jax.depth.table import table
 from lmm_jax.eval import report
 from lmm_jax.experiment import Experiment
-from lmm_jax.models import lmm
+from lmm_jax.objectives import Objective
 from lmm_jax.sections import InitConfig, TrainConfig
 
 Array = jax.Array
@@ -69,43 +69,38 @@ class TrainState:
 
 
 def make_update(
-    model: lmm.LMM,
+    objective: Objective,
     selection: partition.Selection,
     transform: optax.GradientTransformation,
     config: TrainConfig,
 ) -> Callable[[TrainState, Any, dict[str, Array]], tuple[TrainState, dict[str, Array]]]:
-    """The one update of all strategies: (state, frozen, batch) -> (state, scalars).
+    """The one update of all models and strategies: (state, frozen, batch) -> (state,
+    scalars).
 
     Pure and uncompiled: training jits it, ahead-of-time compilation lowers it.
     """
 
     def loss_fn(learning, frozen, batch, rng, share):
         params = partition.join(learning, frozen, selection)
-        logits, aux = model.apply({"params": params}, batch, rng, method="score")
-        loss, scalars = losses.next_token(
-            logits,
-            batch["tokens"],
-            batch["loss_mask"],
-            shards=config.loss_shards // config.accumulate or 1,
-        )
-        loss = loss + losses.total(aux, config.loss_weights)
-        scalars = {**scalars, **aux, "loss": loss}
+        loss, scalars = objective(params, batch, rng)
         return share * loss, scalars
 
     def update(state, frozen, batch):
         rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        supervised = batch["loss_mask"].sum()
+        total = objective.weight(batch)
 
         def gradients(batch, rng):
-            tokens = batch["loss_mask"].sum()
+            targets = objective.weight(batch)
             share = 1.0 / config.accumulate
-            if config.loss_shards == 1:  # one mean over all tokens of all micro-batches
-                share = tokens / jnp.maximum(supervised, 1)
+            if (
+                config.loss_shards == 1
+            ):  # one mean over all targets of all micro-batches
+                share = targets / jnp.maximum(total, 1)
             grads, scalars = jax.grad(loss_fn, has_aux=True)(
                 state.learning, frozen, batch, rng, share
             )
             counted = {name: share * x for name, x in scalars.items()}
-            return grads, {**counted, "tokens": tokens}
+            return grads, {**counted, objective.unit: targets}
 
         grads, scalars = _accumulated(gradients, batch, rng, config.accumulate)
         scalars["grad_norm"] = optax.global_norm(grads)
@@ -148,7 +143,7 @@ class Parts:
         schedule: learning rate by update.
     """
 
-    model: lmm.LMM
+    model: nn.Module
     selection: partition.Selection
     transform: optax.GradientTransformation
     schedule: optax.Schedule
@@ -172,7 +167,8 @@ def make_parts(exp: Experiment) -> Parts:
         learning=learning,
         opt_state=_like_params(opt_state, learning, axes.sharding()),
     )
-    update = make_update(model, selection, transform, config.train)
+    objective = exp.objective(model)
+    update = make_update(objective, selection, transform, config.train)
     shardings = jax.tree.map(lambda x: x.sharding, state)
     update = jax.jit(update, donate_argnums=0, out_shardings=(shardings, None))
     return Parts(model, selection, transform, schedule, update, state, frozen)
@@ -195,7 +191,7 @@ def initial_state(exp: Experiment, parts: Parts) -> tuple[TrainState, Any]:
         return jax.jit(make, out_shardings=shardings, donate_argnums=0)(params)
 
     def fresh(key):
-        return make(lmm.init(parts.model, key))
+        return make(exp.fresh(parts.model, key))
 
     key = jax.random.key(exp.config.train.seed)
     return jax.jit(fresh, out_shardings=shardings)(key)
@@ -255,7 +251,7 @@ def train(config: ml_collections.ConfigDict) -> Path:
         counts = [_count(tree) for tree in (state.learning, frozen)]
         print(f"parameters: {counts[0]:,} learn, {counts[1]:,} frozen", flush=True)
         if step == 0:
-            print(_preview(source, samples), flush=True)
+            print(_preview(exp, source, plan), flush=True)
 
     flops = train_flops(plan, frozen_vision=not learns(parts.selection, "vision/"))
     rows = exp.config.data.batch_size
@@ -341,15 +337,14 @@ def _next(batches, ledger, chief: bool) -> dict[str, np.ndarray]:
     return batch
 
 
-def _preview(source, samples) -> str:
+def _preview(exp: Experiment, source, plan) -> str:
     """The first samples with what is supervised in colour, before the first step."""
     shown = []
     for index in range(min(2, len(source))):
         try:
-            encoded = samples.encode(source[index].turns)
+            shown.append(exp.preview(source[index], plan))
         except pipeline.BadRecord:
             continue
-        shown.append(conversation.preview(encoded, samples.tokenizer))
     return "supervised tokens in colour:\n" + "\n---\n".join(shown)
 
 
@@ -388,21 +383,14 @@ def main(argv: list[str], config: ml_collections.ConfigDict) -> None:
         if jax.process_index() == 0:
             print(report.markdown(records))
     if jax.process_index() == 0:
-        print(next_commands(exp, workdir))
+        print(_next_commands(exp, workdir))
 
 
-def next_commands(exp: Experiment, workdir: Path) -> str:
+def _next_commands(exp: Experiment, workdir: Path) -> str:
     """What a user may want to type now."""
-    image, question = "FILE", "What is in the picture?"
-    if exp.config.eval.questions:
-        asked = pipeline.read_questions(
-            exp.config.eval.questions, exp.config.eval.images
-        )
-        image, question = asked[0].images[0], asked[0].text
     return f"""
 results     {workdir}/results.json, metrics.jsonl, plan.txt
-ask it      python -m lmm_jax.generate --config.workdir={workdir} \\
-                --image={image} --prompt="{question}"
+{exp.next_commands()}
 evaluate    python -m lmm_jax.evaluate --config.workdir={workdir}
 its depth   python -m lmm_jax.depth.plan --config.workdir={workdir}
 curves      tensorboard --logdir={workdir}"""

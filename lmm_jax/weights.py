@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from absl import logging
+from flax import linen as nn
 from flax import traverse_util
 import jax
 
 from lmm_jax import hub, partition, quantize, runs
 from lmm_jax.experiment import Experiment
-from lmm_jax.models import lmm
 
 
-def initial(exp: Experiment, model: lmm.LMM) -> dict[str, Any]:
+def initial(exp: Experiment, model: nn.Module) -> dict[str, Any]:
     """What a training starts from, each parameter made or read where it will live.
 
     Raises:
@@ -54,7 +54,7 @@ def source(exp: Experiment) -> str:
     )
 
 
-def to_run(exp: Experiment, model: lmm.LMM, *, fresh: bool = False) -> dict[str, Any]:
+def to_run(exp: Experiment, model: nn.Module, *, fresh: bool = False) -> dict[str, Any]:
     """The parameters of `source`, rounded if `eval.weights` says so; raises as it does.
 
     Args:
@@ -83,7 +83,7 @@ def _read(path: str, spec: Any, abstract: Any) -> dict[str, Any]:
     return hub.load(hub.Folder(path), spec, abstract)
 
 
-def _completed(exp: Experiment, model: lmm.LMM, found: dict) -> dict[str, Any]:
+def _completed(exp: Experiment, model: nn.Module, found: dict) -> dict[str, Any]:
     """Adds fresh values of what was not found or shall not be used; the compiler leaves
     the others out."""
     found = partition.flatten(found)
@@ -94,7 +94,7 @@ def _completed(exp: Experiment, model: lmm.LMM, found: dict) -> dict[str, Any]:
     missing = {path: x.sharding for path, x in abstract.items() if path not in found}
 
     def make(key):
-        params = partition.flatten(lmm.init(model, key))
+        params = partition.flatten(exp.fresh(model, key))
         return {path: params[path] for path in missing}
 
     if found and missing:

@@ -166,7 +166,9 @@ def updated(exp, batch):
     selection = partition.select(params, exp.learned)
     learning, frozen = partition.split(params, selection)
     descent = optax.sgd(1.0)
-    update = train.make_update(model, selection, descent, exp.config.train)
+    update = train.make_update(
+        exp.objective(model), selection, descent, exp.config.train
+    )
     state = train.TrainState(jnp.zeros((), int), learning, descent.init(learning))
     rows = {k: x for k, x in batch.items() if k not in experiment.HOST_ONLY}
     state, scalars = jax.jit(update)(state, frozen, rows)

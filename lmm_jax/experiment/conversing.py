@@ -1,61 +1,36 @@
-"""What a config names, built: sizes, plan, model, tokenizer, data, shardings.
-
-Everything here is constructible without devices' memory, so that a plan can be printed
-and a program compiled for machines that are not there.
-"""
+"""Experiments with a multimodal model that converses: it learns and gives answers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 import dataclasses
 import functools
 from pathlib import Path
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
-import ml_collections
-import numpy as np
 
-from lmm_jax import config as configs
 from lmm_jax import hub, strategies
-from lmm_jax.data import documents
+from lmm_jax.data import conversation, pipeline
 from lmm_jax.data.conversation import end_id, find_template
 from lmm_jax.data.images import ImageSpec
 from lmm_jax.data.native import NativeSpec
 from lmm_jax.data.placement import SampleSpec, Slots
-from lmm_jax.data.tokenizer import Tokenizer
+from lmm_jax.data.sources import Record
 from lmm_jax.depth import Plan, make_plan
-from lmm_jax.lora import LEARNS
+from lmm_jax.experiment.base import SIZES, Experiment
 from lmm_jax.models import lmm
 from lmm_jax.models.specs import LMMSpec, VisionSpec, named
-from lmm_jax.parallel.axes import Axes
-from lmm_jax.parallel.mesh import global_batch, make_mesh
-from lmm_jax.sections import Sections
-
-SIZES = "sizes.json"  # in a work directory, in the form of the hub's config.json
-HOST_ONLY = ("id", "skipped")  # what a batch says to the host, not to the device
+from lmm_jax.nn.params import Param
+from lmm_jax.objectives import NextToken
 
 
 @dataclasses.dataclass(frozen=True)
-class Experiment:
-    """A config and everything it names.
-
-    Attributes:
-        config: checked sections.
-        devices: for the mesh; None takes all there are.
-    """
-
-    config: Sections
-    devices: tuple[jax.Device, ...] | None = None
+class Conversing(Experiment):
+    """Of vision tower, connector and language model."""
 
     @functools.cached_property
     def spec(self) -> LMMSpec:
         m = self.config.model
-        dtype = m.dtype
-        if dtype == "auto":
-            platform = (self.devices or jax.devices())[0].platform
-            dtype = "float32" if platform == "cpu" else "bfloat16"
         spec, found = self._sizes, self._processor
         views = dict(mean=found.mean, std=found.std) if found else {}
         if spec.vision.native and self.config.image.max_pixels:
@@ -64,7 +39,7 @@ class Experiment:
             views["image"] = _checked_size(m.image_size, spec.vision)
         vision = dataclasses.replace(spec.vision, **views)
         return dataclasses.replace(spec, vision=vision).replaced(
-            dtype=dtype, param_dtype=m.param_dtype, remat=m.remat, unroll=m.unroll
+            dtype=self._dtype, param_dtype=m.param_dtype, remat=m.remat, unroll=m.unroll
         )
 
     @property
@@ -81,14 +56,16 @@ class Experiment:
         )
 
     @property
+    def vocab(self) -> int:
+        return self.spec.language.vocab
+
+    @property
     def sizes_from_folder(self) -> bool:
-        """Whether sizes are those of a hub folder and not named ones."""
         init = self.config.init
         return bool(init.load or init.vision or init.language or self._remembered)
 
     @property
     def called(self) -> str:
-        """The model in words: names of sizes, or the folders they come from."""
         m, init = self.config.model, self.config.init
         if self._remembered:
             return f"sizes of {self._remembered}"
@@ -211,11 +188,6 @@ class Experiment:
         most = vision.native * vision.patch**2
         return NativeSpec(vision.patch, vision.merge, min(least, most), most)
 
-    @functools.cached_property
-    def axes(self) -> Axes:
-        rules = tuple((name, tuple(to)) for name, to in self.config.axes)
-        return Axes(make_mesh(self.config.mesh, self.devices), rules)
-
     def model(self, *, train: bool, suffix: int = 0) -> lmm.LMM:
         """The model along `plan`, its activations pinned to the mesh.
 
@@ -224,22 +196,6 @@ class Experiment:
         spec = self.config.lora.applied(self.spec) if train else self.spec
         plan = self.plan(train=train, suffix=suffix)
         return lmm.LMM(spec, plan, self.axes.constrain)
-
-    @property
-    def learned(self) -> tuple[str, ...]:
-        """Patterns of all that learns, adapters included."""
-        return (*self.config.train.learn, *([LEARNS] if self.config.lora.rank else []))
-
-    @functools.cached_property
-    def tokenizer(self) -> Tokenizer:
-        tokenizer = Tokenizer.load(self.config.text.tokenizer)
-        if tokenizer.vocab_size > self.spec.language.vocab:
-            raise ValueError(
-                f"tokenizer {self.config.text.tokenizer!r} has {tokenizer.vocab_size} "
-                f"tokens, {self.called} embeds {self.spec.language.vocab}: use the "
-                "tokenizer of that model."
-            )
-        return tokenizer
 
     @functools.cached_property
     def end_id(self) -> int:
@@ -252,25 +208,34 @@ class Experiment:
         template = find_template(text.template)
         return SampleSpec(self.images, slots, template, self.tokenizer, text.truncate)
 
-    def abstract_params(self, model: lmm.LMM) -> dict[str, Any]:
-        """Shapes and dtypes of all parameters; nothing is allocated."""
-        return jax.eval_shape(lambda key: lmm.init(model, key), jax.random.key(0))
+    def fresh(self, model: lmm.LMM, key: jax.Array) -> dict[str, Any]:
+        return lmm.init(model, key)
 
-    def placed_params(self, model: lmm.LMM) -> dict[str, Any]:
-        """The same, each with its sharding on the mesh."""
-        abstract = self.abstract_params(model)
-        rows = (*lmm.params(model.spec), *lmm.op_params(model.plan))
-        shardings = self.axes.params(abstract, rows)
-        return jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-            abstract,
-            shardings,
-        )
+    def rows(self, model: lmm.LMM) -> tuple[Param, ...]:
+        return (*lmm.params(model.spec), *lmm.op_params(model.plan))
 
-    def place(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-        """Rows of this process as global arrays on the mesh; host-only keys stay here."""
-        rows = {name: x for name, x in batch.items() if name not in HOST_ONLY}
-        return global_batch(rows, self.axes.batch(rows))
+    def abstract_batch(self, model: lmm.LMM) -> dict[str, jax.ShapeDtypeStruct]:
+        return lmm.abstract_batch(model, self.config.data.batch_size)
+
+    def objective(self, model: lmm.LMM) -> NextToken:
+        train = self.config.train
+        shards = train.loss_shards // train.accumulate or 1
+        return NextToken(model, shards, train.loss_weights)
+
+    def preview(self, record: Record, plan: Plan) -> str:
+        samples = self.samples(plan)
+        return conversation.preview(samples.encode(record.turns), self.tokenizer)
+
+    def next_commands(self) -> str:
+        workdir, told = self.config.workdir, self.config.eval
+        image, question = "FILE", "What is in the picture?"
+        if told.questions:
+            asked = pipeline.read_questions(told.questions, told.images)
+            image, question = asked[0].images[0], asked[0].text
+        return f"""
+ask it      python -m lmm_jax.generate --config.workdir={workdir} \\
+                --image={image} --prompt="{question}"
+""".strip("\n")
 
 
 def _checked_size(size: int, tower: VisionSpec) -> int:
@@ -285,42 +250,3 @@ def _checked_size(size: int, tower: VisionSpec) -> int:
             "more, or 0 for the tower's own."
         )
     return size
-
-
-def build(
-    config: ml_collections.ConfigDict,
-    devices: tuple[jax.Device, ...] | None = None,
-) -> Experiment:
-    """Checks a config and builds what it names.
-
-    Raises:
-        ValueError: an unknown, missing or ill-typed field, by name.
-    """
-    return Experiment(
-        configs.from_config(Sections, config.to_dict(), "config"), devices
-    )
-
-
-def prepare_data(experiment: Experiment) -> None:
-    """Generates the document set that a config asks for, once, on one process."""
-    wanted = experiment.config.documents
-    if wanted is None:
-        return
-    if jax.process_index() == 0:
-        documents.generate(
-            wanted.directory,
-            train=wanted.train,
-            validation=wanted.validation,
-            seed=wanted.seed,
-        )
-        folder = Path(wanted.directory) / "tokenizer"
-        if not folder.is_dir():
-            template = find_template(experiment.config.text.template)
-            turns = documents.turns(wanted.directory)
-            texts = [
-                template.ask.format(asked) + template.answer.format(answered)
-                for asked, answered in turns
-            ]
-            Tokenizer.train(texts, wanted.vocab).save(folder)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("documents")
