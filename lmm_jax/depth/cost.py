@@ -180,16 +180,24 @@ def _steps(
     before = (plan.entrance, *plan.layouts[:-1])
     for step, layout, after in zip(plan.language, before, plan.layouts):
         visual = layout.count("visual")
+        words = text - _gone(plan, layout)
         if isinstance(step, Cut):
-            asked = sum(query.op.flops(text) for query in step.queries)
-            yield StepCost(step, after.count("visual"), text, asked, 0)
+            asked = sum(query.op.flops(words) for query in step.queries)
+            left = text - _gone(plan, after)
+            yield StepCost(step, after.count("visual"), left, asked, 0)
             continue
-        tokens = visual + text
+        tokens = visual + words
         flops = _layers(step) * layer_flops(stack, tokens, pairs)
         if isinstance(step, Layer) and step.between:
             flops -= _mlp_flops(stack) * _removed(layout, after)
         kept = _layers(step) * kv_bytes(stack, tokens, bytes_per_value)
-        yield StepCost(step, visual, text, flops, kept)
+        yield StepCost(step, visual, words, flops, kept)
+
+
+def _gone(plan: Plan, layout: Layout) -> int:
+    """Text slots that cuts have removed so far."""
+    slots, left = (x.length - x.count("visual") for x in (plan.entrance, layout))
+    return slots - left
 
 
 def _layers(step: Step) -> int:

@@ -54,6 +54,7 @@ class Geometry:
         merge: patches a side that the connector makes one token of.
         passes: images of `patches` that the vision layers read for one view.
         fine: every view comes again as fine x fine views of the same area; 0: it does not.
+        image_class: a [CLS] token of the image leads the visual span.
         dtype, param_dtype: of computation and of parameters, for ops that learn.
     """
 
@@ -75,6 +76,7 @@ class Geometry:
     merge: int = 1
     passes: int = 1
     fine: int = 0
+    image_class: bool = False
     dtype: str = "float32"
     param_dtype: str = "float32"
 
@@ -100,7 +102,7 @@ class Geometry:
     @property
     def visual_tokens(self) -> int:
         """Visual tokens per image without any strategy."""
-        return self.patches // self.merge**2
+        return self.patches // self.merge**2 + self.image_class
 
     @property
     def tiled_tokens(self) -> int:

@@ -48,6 +48,8 @@ class BlockSpec:
         rope: rotary embedding; None where positions are learned.
         causal: no key later than the query is visible.
         parallel: attention and MLP read the same normalised input (Phi-2).
+        soft_mask: DynamicViT's softmax (arXiv:2106.02034, section 3.3): a hidden token
+            sees itself, and all keys get a little.
         lora: adapters beside some of the projections.
         dtype: compute dtype; parameters are float32 unless `param_dtype` says otherwise.
     """
@@ -67,6 +69,7 @@ class BlockSpec:
     rope: RopeSpec | None = RopeSpec()  # noqa: RUF009 (frozen)
     causal: bool = True
     parallel: bool = False
+    soft_mask: bool = False
     lora: Lora | None = None
     dtype: str = "float32"
     param_dtype: str = "float32"

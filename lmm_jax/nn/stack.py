@@ -265,7 +265,8 @@ class LayerStack(nn.Module):
 
         hidden, keys, q = self._rematted(attend)(layer, hidden, rngs)
         own = self._sight(state.place, state.place)
-        seen = observe(q, keys, own, state, step.observe)
+        angles = self._rotation(state.place)
+        seen = observe(q, keys, own, state, step.observe, angles)
         state = state.replace(hidden=hidden)
         state, ctx, aux = _cut(step.between, state, seen, ctx, ops, mode)
         state = state.replace(hidden=self._rematted(feed)(layer, state.hidden))
@@ -313,7 +314,8 @@ class LayerStack(nn.Module):
         if not self.masked:
             return Sight(None)
         s = self.spec
-        return sight(queries, keys, causal=s.causal, window=s.window)
+        kinds = dict(causal=s.causal, window=s.window, soft=s.soft_mask)
+        return sight(queries, keys, **kinds)
 
     @property
     def _apart(self) -> bool:
