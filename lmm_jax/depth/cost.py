@@ -133,7 +133,7 @@ def layer_flops(stack: StackGeometry, tokens: int, pairs: Pairs = "visible") -> 
 def weight_flops(stack: StackGeometry) -> float:
     """Matrix products of one token with the weights of one layer."""
     projections = 2 * stack.heads + 2 * stack.kv_heads
-    attention = stack.width * projections * stack.head_dim
+    attention = stack.width * projections * stack.head_dim * (2 if stack.cross else 1)
     mlp = (3 if stack.gated else 2) * stack.width * stack.hidden
     return 2.0 * (attention + mlp)
 

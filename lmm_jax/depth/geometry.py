@@ -19,6 +19,7 @@ class StackGeometry:
         gated: three MLP matrices instead of two.
         causal: tokens see only earlier positions.
         parallel: attention and MLP read the same input, so nothing lies between them.
+        cross: a second attention, to another sequence, lies between them.
     """
 
     depth: int
@@ -30,6 +31,7 @@ class StackGeometry:
     gated: bool
     causal: bool
     parallel: bool = False
+    cross: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
