@@ -207,7 +207,9 @@ def _shares(
     or times `share` [B, T, S], and SPREAD added in all."""
     if visible is not None:
         logits = jnp.where(visible, logits, HIDDEN)
-    largest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
+    largest = logits.max(axis=-1, keepdims=True)
+    if share is None:  # else SPREAD makes a difference to what is subtracted
+        largest = jax.lax.stop_gradient(largest)
     shares = jnp.exp(logits - largest)
     if visible is not None:
         shares = jnp.where(visible, shares, 0.0)
