@@ -27,7 +27,7 @@ class StepCost:
     Attributes:
         step: of the plan.
         visual, text: tokens that enter it.
-        flops: of its layers, for one prompt.
+        flops: of its layers, for one prompt (all rows of an example).
         kv_bytes: keys and values that it leaves for decoding, for one prompt.
     """
 
@@ -44,9 +44,9 @@ class Cost:
 
     Attributes:
         vision, connector, head: FLOPs of the vision stack over all views, of the
-            projector, and of the logits of the last token.
+            projector, and of the logits of the last token, or of what an encoder predicts.
         steps: the language stack.
-        decode: FLOPs of the first decoded token, head included.
+        decode: FLOPs of the first decoded token, head included; 0 in an encoder.
     """
 
     vision: float
@@ -101,13 +101,14 @@ def cost(
     """
     g = plan.geometry
     words = g.prefix + g.suffix if text is None else text
-    connector = 2.0 * g.images * _projected(plan)
+    connector = 2.0 * g.rows * g.images * _projected(plan)
     steps = tuple(_steps(plan, words, bytes_per_value, pairs))
-    head = 2.0 * g.language.width * g.vocab
+    head = 2.0 * (g.language.width * g.vocab if g.head is None else g.head)
     keys = [s.visual + s.text + 1 for s in steps for _ in range(_layers(s.step))]
     decode = head + sum(
         weight_flops(g.language) + pair_flops(g.language) * count for count in keys
     )
+    decode = decode if g.language.causal else 0.0
     return Cost(_vision_flops(plan, pairs), connector, head, steps, decode)
 
 
@@ -144,7 +145,9 @@ def pair_flops(stack: StackGeometry) -> float:
 
 
 def kv_bytes(stack: StackGeometry, tokens: int, bytes_per_value: int) -> int:
-    """Keys and values of one layer."""
+    """Keys and values of one layer; an encoder keeps none."""
+    if not stack.causal:
+        return 0
     return 2 * tokens * stack.kv_heads * stack.head_dim * bytes_per_value
 
 
@@ -155,7 +158,7 @@ def train_flops(plan: Plan, *, frozen_vision: bool, pairs: Pairs = "visible") ->
     has no backward pass.
     """
     g, c = plan.geometry, cost(plan, pairs=pairs)
-    head = c.head * (g.prefix + g.suffix)
+    head = c.head * (g.prefix + g.suffix if g.language.causal else 1)
     return (1 if frozen_vision else 3) * c.vision + 3 * (
         c.connector + c.language + head
     )
@@ -163,7 +166,8 @@ def train_flops(plan: Plan, *, frozen_vision: bool, pairs: Pairs = "visible") ->
 
 def _vision_flops(plan: Plan, pairs: Pairs) -> float:
     g = plan.geometry
-    views, tokens = g.images * g.views * g.passes, g.patches + g.class_token
+    views = g.rows * g.images * g.views * g.passes
+    tokens = g.patches + g.class_token
     flops = 2.0 * views * g.patches * g.patch * g.vision.width
     for step in plan.vision:
         if isinstance(step, Fold):
@@ -190,6 +194,7 @@ def _steps(
         flops = _layers(step) * layer_flops(stack, tokens, pairs)
         if isinstance(step, Layer) and step.between:
             flops -= _mlp_flops(stack) * _removed(layout, after)
+        flops *= plan.geometry.rows
         kept = _layers(step) * kv_bytes(stack, tokens, bytes_per_value)
         yield StepCost(step, visual, words, flops, kept)
 

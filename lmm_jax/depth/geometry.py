@@ -57,6 +57,8 @@ class Geometry:
         passes: images of `patches` that the vision layers read for one view.
         fine: every view comes again as fine x fine views of the same area; 0: it does not.
         image_class: a [CLS] token of the image leads the visual span.
+        rows: sequences of an example, such as each of its images with the text.
+        head: entries of the matrices of one prediction; None: of the next token.
         dtype, param_dtype: of computation and of parameters, for ops that learn.
     """
 
@@ -79,6 +81,8 @@ class Geometry:
     passes: int = 1
     fine: int = 0
     image_class: bool = False
+    rows: int = 1
+    head: int | None = None
     dtype: str = "float32"
     param_dtype: str = "float32"
 
