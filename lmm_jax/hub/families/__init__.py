@@ -20,6 +20,8 @@ from lmm_jax.hub.families import (
     phi,
     phi3,
     qwen3_vl,
+    vilt,
+    vilt_original,
     vision,
 )
 
@@ -34,5 +36,7 @@ ALL = (
     deepstack,
     flashsloth,
     qwen3_vl,
+    vilt,
+    vilt_original,
 )
 FAMILIES = {kind: f for f in ALL for kind in f.KINDS}
