@@ -31,6 +31,7 @@ BUDGETS = {  # arguments under which each strategy really does something here
     "flashsloth": {"window": 3, "queries": 2, "layer": 3},
     "llava": {},
     "llava_hires": {},
+    "pumer": {"layers": (1, 3), "prune": 0.2, "merge": 0.3},
     "random": {"keep": 5},
     "slimm_e": {"interval": 2},
     "slimm_m": {"taps": (0, 1)},

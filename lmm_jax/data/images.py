@@ -17,11 +17,15 @@ import numpy as np
 from PIL import Image
 
 from lmm_jax.data import tiles
+from lmm_jax.data.canvas import CanvasSpec, on_canvas
 from lmm_jax.data.native import NativeSpec, patches
 from lmm_jax.data.sources import BadRecord
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+MODES = ("pad", "crop", "stretch", "quadrants", "anyres", "native", "aspect")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +38,8 @@ class ImageSpec:
             the centre after the short side fits (CLIP), "stretch" (SigLIP, DeepStack),
             "anyres" stretches too and adds tiles that keep the aspect (LLaVA-NeXT).
             "quadrants" stretches too; its four crops are cut from the padded image at
-            twice the size (FlashSloth-HD). "native" keeps the image's own size (Qwen-VL).
+            twice the size (FlashSloth-HD). "native" keeps the image's own size (Qwen-VL),
+            "aspect" its shape, on a canvas (ViLT).
         crops: budget of high-resolution crops besides the global view; 0 for none.
         fine: every view of "stretch" with `pinpoints` again as fine x fine views, cut from
             the image at as many times its resolution (DeepStack-HD); 0 for none.
@@ -44,6 +49,7 @@ class ImageSpec:
             "stretch" fill their grid.
         patches: of tiled images, patches along a side of a view.
         native: of "native", patches and limits of size.
+        canvas: of "aspect", its size.
         mean, std: normalisation, per channel, in units of full scale.
         resample: name of a Pillow filter.
 
@@ -59,13 +65,14 @@ class ImageSpec:
     pinpoints: tuple[tuple[int, int], ...] = ()
     patches: int = 0
     native: NativeSpec | None = None
+    canvas: CanvasSpec | None = None
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
     resample: str = "bicubic"
 
     def __post_init__(self):
         for name, known in (
-            ("mode", ("pad", "crop", "stretch", "quadrants", "anyres", "native")),
+            ("mode", MODES),
             ("grid", ("aspect", "square")),
             ("resample", tuple(f.name.lower() for f in Image.Resampling)),
         ):
@@ -110,12 +117,19 @@ class ImageSpec:
                 f"mode={self.mode!r} with native={self.native}: a vision tower for images "
                 "of their own size needs mode='native', and no other tower can have it"
             )
+        if (self.mode == "aspect") != bool(self.canvas):
+            raise ValueError(
+                f"mode={self.mode!r} with canvas={self.canvas}: they go together; "
+                "mode='aspect' needs a canvas, and no other mode has one"
+            )
 
     @property
     def view(self) -> tuple[int, ...]:
         """Shape of one view: [H, W, 3], or [P, 1, p, p, 3] of an image in patches."""
         if self.native:
             return self.native.slots, 1, self.native.patch, self.native.patch, 3
+        if self.canvas:
+            return self.canvas.side, self.canvas.side, 3
         return self.size, self.size, 3
 
     @property
@@ -196,13 +210,17 @@ def views(image: Image.Image, spec: ImageSpec) -> tuple[np.ndarray, tuple[int, i
     Returns:
         uint8 [C, *spec.view]: the global view, then the crops or tiles row by row, then
         zeros; then the fine views of each of them, row by row; and their grid (gw, gh),
-        (0, 0) without any. A native image is one view, its grid that of its patches.
+        (0, 0) without any. An image that keeps its size or shape is one view, its grid
+        that of its patches.
 
     Raises:
-        BadRecord: see `native.patches`.
+        BadRecord: see `native.patches` and `canvas.on_canvas`.
     """
     if spec.native:
         found, grid = patches(image, spec.native, spec.filter)
+        return found[None], grid
+    if spec.canvas:
+        found, grid = on_canvas(image, spec.canvas, spec.filter)
         return found[None], grid
     size = spec.size
     out = np.zeros((spec.views, *spec.view), np.uint8)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import dataclasses
 from typing import Literal
 
-from lmm_jax.depth.geometry import StackGeometry
+from lmm_jax.depth.geometry import Geometry, StackGeometry
 from lmm_jax.depth.layout import Layout
 from lmm_jax.depth.planner import Cut, Fold, Layer, Plan, Step
 
@@ -27,7 +27,7 @@ class StepCost:
     Attributes:
         step: of the plan.
         visual, text: tokens that enter it.
-        flops: of its layers, for one prompt.
+        flops: of its layers, for one prompt (all rows of an example).
         kv_bytes: keys and values that it leaves for decoding, for one prompt.
     """
 
@@ -44,9 +44,10 @@ class Cost:
 
     Attributes:
         vision, connector, head: FLOPs of the vision stack over all views, of the
-            projector, and of the logits of the last token.
+            projector, and of the logits of the last token, or of what an encoder predicts.
+        words: FLOPs of the text's own tower, if it has one.
         steps: the language stack.
-        decode: FLOPs of the first decoded token, head included.
+        decode: FLOPs of the first decoded token, head included; 0 in an encoder.
     """
 
     vision: float
@@ -54,6 +55,7 @@ class Cost:
     head: float
     steps: tuple[StepCost, ...]
     decode: float
+    words: float = 0.0
 
     @property
     def language(self) -> float:
@@ -62,7 +64,8 @@ class Cost:
 
     @property
     def prefill(self) -> float:
-        return self.vision + self.connector + self.language + self.head
+        towers = self.vision + self.words
+        return towers + self.connector + self.language + self.head
 
     @property
     def kv_bytes(self) -> int:
@@ -101,14 +104,16 @@ def cost(
     """
     g = plan.geometry
     words = g.prefix + g.suffix if text is None else text
-    connector = 2.0 * g.images * _projected(plan)
+    connector = 2.0 * g.rows * g.images * _projected(plan)
     steps = tuple(_steps(plan, words, bytes_per_value, pairs))
-    head = 2.0 * g.language.width * g.vocab
+    head = 2.0 * (g.language.width * g.vocab if g.head is None else g.head)
     keys = [s.visual + s.text + 1 for s in steps for _ in range(_layers(s.step))]
     decode = head + sum(
         weight_flops(g.language) + pair_flops(g.language) * count for count in keys
     )
-    return Cost(_vision_flops(plan, pairs), connector, head, steps, decode)
+    decode = decode if g.language.causal else 0.0
+    vision, own = _vision_flops(plan, pairs), _text_flops(g, words, pairs)
+    return Cost(vision, connector, head, steps, decode, own)
 
 
 def _projected(plan: Plan) -> int:
@@ -133,7 +138,7 @@ def layer_flops(stack: StackGeometry, tokens: int, pairs: Pairs = "visible") -> 
 def weight_flops(stack: StackGeometry) -> float:
     """Matrix products of one token with the weights of one layer."""
     projections = 2 * stack.heads + 2 * stack.kv_heads
-    attention = stack.width * projections * stack.head_dim
+    attention = stack.width * projections * stack.head_dim * (2 if stack.cross else 1)
     mlp = (3 if stack.gated else 2) * stack.width * stack.hidden
     return 2.0 * (attention + mlp)
 
@@ -144,7 +149,9 @@ def pair_flops(stack: StackGeometry) -> float:
 
 
 def kv_bytes(stack: StackGeometry, tokens: int, bytes_per_value: int) -> int:
-    """Keys and values of one layer."""
+    """Keys and values of one layer; an encoder keeps none."""
+    if not stack.causal:
+        return 0
     return 2 * tokens * stack.kv_heads * stack.head_dim * bytes_per_value
 
 
@@ -155,15 +162,16 @@ def train_flops(plan: Plan, *, frozen_vision: bool, pairs: Pairs = "visible") ->
     has no backward pass.
     """
     g, c = plan.geometry, cost(plan, pairs=pairs)
-    head = c.head * (g.prefix + g.suffix)
+    head = c.head * (g.prefix + g.suffix if g.language.causal else 1)
     return (1 if frozen_vision else 3) * c.vision + 3 * (
-        c.connector + c.language + head
+        c.words + c.connector + c.language + head
     )
 
 
 def _vision_flops(plan: Plan, pairs: Pairs) -> float:
     g = plan.geometry
-    views, tokens = g.images * g.views * g.passes, g.patches + g.class_token
+    views = g.rows * g.images * g.views * g.passes
+    tokens = g.patches + g.class_token
     flops = 2.0 * views * g.patches * g.patch * g.vision.width
     for step in plan.vision:
         if isinstance(step, Fold):
@@ -173,6 +181,14 @@ def _vision_flops(plan: Plan, pairs: Pairs) -> float:
     return flops
 
 
+def _text_flops(g: Geometry, words: int, pairs: Pairs) -> float:
+    """The text's own tower and what brings its width to that of the language stack."""
+    if g.text is None:
+        return 0.0
+    layers = g.text.depth * layer_flops(g.text, words, pairs)
+    return layers + 2.0 * words * g.text.width * g.language.width
+
+
 def _steps(
     plan: Plan, text: int, bytes_per_value: int, pairs: Pairs
 ) -> Iterator[StepCost]:
@@ -180,25 +196,51 @@ def _steps(
     before = (plan.entrance, *plan.layouts[:-1])
     for step, layout, after in zip(plan.language, before, plan.layouts):
         visual = layout.count("visual")
+        words = text - _gone(plan, layout)
         if isinstance(step, Cut):
-            asked = sum(query.op.flops(text) for query in step.queries)
-            yield StepCost(step, after.count("visual"), text, asked, 0)
+            asked = sum(query.op.flops(words) for query in step.queries)
+            left = text - _gone(plan, after)
+            yield StepCost(step, after.count("visual"), left, asked, 0)
             continue
-        tokens = visual + text
+        tokens = visual + words
         flops = _layers(step) * layer_flops(stack, tokens, pairs)
         if isinstance(step, Layer) and step.between:
-            flops -= _mlp_flops(stack) * _removed(layout, after)
+            left = text - _gone(plan, after), after.count("visual")
+            flops -= _spared(stack, (words, visual), left)
+        flops *= plan.geometry.rows
         kept = _layers(step) * kv_bytes(stack, tokens, bytes_per_value)
-        yield StepCost(step, visual, text, flops, kept)
+        yield StepCost(step, visual, words, flops, kept)
+
+
+def _gone(plan: Plan, layout: Layout) -> int:
+    """Text slots that cuts have removed so far."""
+    slots, left = (x.length - x.count("visual") for x in (plan.entrance, layout))
+    return slots - left
 
 
 def _layers(step: Step) -> int:
     return 0 if isinstance(step, Cut) else step.stop - step.start
 
 
-def _mlp_flops(stack: StackGeometry) -> float:
-    return 2.0 * (3 if stack.gated else 2) * stack.width * stack.hidden
+def _spared(
+    stack: StackGeometry, before: tuple[int, int], after: tuple[int, int]
+) -> float:
+    """What a cut between attention and MLP spares its layer.
 
-
-def _removed(before: Layout, after: Layout) -> int:
-    return before.length - after.length
+    Args:
+        before, after: text and visual tokens. In two streams the cut lies in the text's
+            block, so the image's block is shorter as a whole.
+    """
+    (words, visual), (left, patches) = before, after
+    mlp = 2.0 * (3 if stack.gated else 2) * stack.width * stack.hidden
+    spared = mlp * (words - left + visual - patches)
+    if stack.cross:
+        own, keys = (
+            4.0 * stack.width * n * stack.head_dim
+            for n in (stack.heads, stack.kv_heads)
+        )
+        read = left if stack.cross == "sequential" else words
+        spared += (visual - patches) * (2 * own + keys) + (words - read) * keys
+        pairs = visual * (visual + words) - patches * (patches + read)
+        spared += pairs * pair_flops(stack)
+    return spared

@@ -1,8 +1,8 @@
 """What is alive at one depth, what a layer can show of itself, and what a cut decides.
 
-Letters: B batch, T tokens, V visual tokens, M tokens after a cut, D width, S keys,
-K key heads, H head width, A axes of rotary coordinates, I images, C views of an image
-(crops), N fine views of a view, P patches, E width of the vision stack.
+Letters: B batch, T tokens, V visual tokens, R text tokens, M tokens after a cut, D width,
+S keys, N query heads, K key heads, H head width, A axes of rotary coordinates, I images,
+C views of an image (crops), F fine views of a view, P patches, E width of the vision stack.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import dataclasses
 
 from flax import struct
 import jax
+import jax.numpy as jnp
 
 from lmm_jax.depth.layout import Layout
 
@@ -26,6 +27,12 @@ class Place:
     segment: Array  # int32 [B, T]; packed example: tokens see only their own
     gate: Array | None = None  # f32 [B, T]; share in every softmax, None means all ones
     coords: Array | None = None  # int32 [B, T, A]; for rotary angles of several axes
+
+    @property
+    def share(self) -> Array:
+        """f32 [B, T], the gate of a token that is there; 0 of one that is not."""
+        valid = self.valid.astype(jnp.float32)
+        return valid if self.gate is None else valid * self.gate
 
 
 @struct.dataclass
@@ -75,10 +82,16 @@ class Observation:
         last_attention: f32 [B, T], probability that the last prompt token (the last
             valid token whose role is not ASSISTANT) gives to each key, mean over heads.
         mean_attention: f32 [B, T], the same, mean over all valid queries and heads.
+        text_attention: f32 [B, N, R, V], probabilities that all text slots, empty ones
+            too, give to the visual span.
+        keys, queries: f32 [B, T, H], not rotated, mean over heads.
     """
 
     last_attention: Array | None = None
     mean_attention: Array | None = None
+    text_attention: Array | None = None
+    keys: Array | None = None
+    queries: Array | None = None
 
 
 OBSERVABLE = tuple(Observation.__dataclass_fields__)
@@ -92,14 +105,14 @@ class VisionFeatures:
     `Inject` has stacked them into the vision layers, after which C is 1. `rows` arranges
     the patches of a tiled image as one sequence: patch p of view c is c * P + p, a newline
     C * P, and slots that the image leaves empty are -1. `fine` are the same views once
-    more, each as N views in raster order.
+    more, each as F views in raster order.
     """
 
     hidden: Array  # [B, I, C, P, E]
     grid: Array  # int32 [B, I, 2]; columns and rows of crops, width first
     taps: dict[int, Array] = struct.field(default_factory=dict)  # hidden after layers
     rows: Array | None = None  # int32 [B, I, V]; of tiled images
-    fine: Array | None = None  # [B, I, C, N, P, E]
+    fine: Array | None = None  # [B, I, C, F, P, E]
 
 
 @struct.dataclass
@@ -134,7 +147,7 @@ class Keep:
     """A cut that selects.
 
     Attributes:
-        index: int32 [B, M], rows of the span, ascending among the valid ones.
+        index: int32 [B, M], rows of the span, the valid ones first.
         valid: bool [B, M].
         gate: f32 [B, M] or None; see `TokenState.gate`.
         aux: auxiliary losses and metrics by name.

@@ -26,12 +26,20 @@ def table(plan: Plan, *, text: int | None = None, bytes_per_value: int = 2) -> s
     if any(edit.projects for edit in plan.injects):
         rows.append(_in_context(plan, args))
     rows.append(("vision", "", "", "", _giga(this.vision), "", _views(plan)))
-    rows.append(("projector", "", "", "", _giga(this.connector), "", ""))
-    widths = [max(len(row[i]) for row in rows) for i in range(6)]
+    if this.words:
+        rows.append(("text", "", "", "", _giga(this.words), "", "a tower of its own"))
+    if this.connector:
+        rows.append(("projector", "", "", "", _giga(this.connector), "", ""))
+    decodes = plan.geometry.language.causal
+    if not decodes:
+        rows.append(("head", "", "", "", _giga(this.head), "", _whole(this, base)))
+        rows = [(*row[:5], row[6]) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows)]
     lines = [_line(row, widths) for row in rows]
     average = f"{this.visual_average:.1f}".removesuffix(".0")
-    decode = f"{_giga(this.decode)} GFLOP per decoded token"
-    lines.append(f"visual tokens per layer, on average: {average}; {decode}")
+    lines.append(f"visual tokens per layer, on average: {average}")
+    if decodes:
+        lines[-1] += f"; {_giga(this.decode)} GFLOP per decoded token"
     if plan.mode == "mask":
         lines.append("mode=mask hides tokens without removing them: nothing is saved")
     return "\n".join(lines)
@@ -66,7 +74,9 @@ def _row(step: StepCost, plan: Plan) -> tuple[str, ...]:
 def _views(plan: Plan) -> str:
     """How many views the encoder reads, and where they are stacked into fewer."""
     g = plan.geometry
-    views = g.images * g.views * g.passes
+    views = g.rows * g.images * g.views * g.passes
+    if not plan.vision:
+        return "patches alone"
     for fold in (step for step in plan.vision if isinstance(step, Fold)):
         name, layers = fold.edit.name, fold.edit.layers
         rest = f"{views // fold.views} + {name}[0:{len(layers)}]"
@@ -77,8 +87,17 @@ def _views(plan: Plan) -> str:
 def _total(
     name: str, flops: float, kv: int, base_flops: float, base: Cost
 ) -> tuple[str, ...]:
-    ratio = f"{flops / base_flops:.3f} x / {kv / base.kv_bytes:.3f} x of the baseline"
+    ratios = [flops / base_flops]
+    if base.kv_bytes:
+        ratios.append(kv / base.kv_bytes)
+    ratio = " / ".join(f"{x:.3f} x" for x in ratios) + " of the baseline"
     return (name, "", "", "", _giga(flops), _mib(kv), ratio)
+
+
+def _whole(this: Cost, base: Cost) -> str:
+    """An encoder's whole cost."""
+    total = this.prefill / base.prefill
+    return f"{_giga(this.prefill)} GFLOP in all, {total:.3f} x of the baseline"
 
 
 def _in_context(plan: Plan, args: dict) -> tuple[str, ...]:
@@ -96,8 +115,8 @@ def _in_context(plan: Plan, args: dict) -> tuple[str, ...]:
 
 def _line(row: tuple[str, ...], widths: list[int]) -> str:
     first = row[0].ljust(widths[0])
-    cells = [cell.rjust(width) for cell, width in zip(row[1:6], widths[1:])]
-    return "  ".join([first, *cells, row[6]]).rstrip()
+    cells = [cell.rjust(width) for cell, width in zip(row[1:-1], widths[1:-1])]
+    return "  ".join([first, *cells, row[-1]]).rstrip()
 
 
 def _giga(flops: float) -> str:

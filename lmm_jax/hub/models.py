@@ -24,12 +24,18 @@ from lmm_jax.hub.fields import Fields
 from lmm_jax.hub.folder import Folder
 from lmm_jax.hub.fused import Split, fused_of, joined
 from lmm_jax.hub.positions import at_size
+from lmm_jax.models.meter import MeterSpec
 from lmm_jax.models.specs import LanguageSpec, LMMSpec, VisionSpec
+from lmm_jax.models.vilt import ViltSpec
 
-Spec = VisionSpec | LanguageSpec | LMMSpec
-# Original code that saves under another layout's model type: its first releases under what
-# is the name of that of `transformers` now, FlashSloth under that of its language model.
-_ORIGINAL = {"llava": "llava_llama", "phi": "flashsloth"}
+Spec = VisionSpec | LanguageSpec | LMMSpec | ViltSpec | MeterSpec
+# Original code that saves under another layout's model type, and a field that betrays it:
+# LLaVA's first releases and PuMer under what is the name of that of `transformers` now,
+# FlashSloth under that of its language model.
+_ORIGINAL = {
+    "mm_vision_tower": {"llava": "llava_llama", "phi": "flashsloth"},
+    "max_text_len": {"vilt": "vilt_original"},
+}
 
 
 def read_spec(config: Mapping[str, Any], where: str | Path) -> Spec:
@@ -225,7 +231,8 @@ def _tower(spec: Spec) -> VisionSpec | None:
 
 def _kind(config: Mapping[str, Any]) -> str | None:
     kind = config.get("model_type")
-    return _ORIGINAL.get(kind, kind) if "mm_vision_tower" in config else kind
+    kinds = (named for field, named in _ORIGINAL.items() if field in config)
+    return next((named[kind] for named in kinds if kind in named), kind)
 
 
 class _Renamed(Mapping[str, Tensor]):

@@ -7,6 +7,7 @@ from typing import Any
 
 from PIL import Image
 
+from lmm_jax.data.canvas import CanvasSpec
 from lmm_jax.data.images import ImageSpec
 from lmm_jax.data.native import NativeSpec
 from lmm_jax.hub.families.llava_next import grids
@@ -23,6 +24,7 @@ KINDS = {
     "LlavaNext": (CLIP_MEAN, CLIP_STD, True),
     "Siglip": (HALF, HALF, False),
     "Qwen2VL": (CLIP_MEAN, CLIP_STD, False),
+    "Vilt": (HALF, HALF, False),
 }
 _ALWAYS = ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb")
 _NOT_ABOUT_PIXELS = """
@@ -87,6 +89,10 @@ def processor_config(spec: ImageSpec, tower: VisionSpec) -> dict[str, Any]:
         "quadrants": ("Siglip", {"size": square}),
         "anyres": ("LlavaNext", {**centre, "image_grid_pinpoints": pixels}),
         "native": ("Qwen2VL", _limits(spec, tower)),
+        "aspect": (
+            "Vilt",
+            {"size": {"shortest_edge": size}, "size_divisor": tower.patch},
+        ),
     }[spec.mode]
     return {
         "image_processor_type": f"{kind}ImageProcessor",
@@ -104,6 +110,8 @@ def _view(f: Fields, kind: str, tower: VisionSpec, path: Path) -> dict[str, Any]
     size = f.take("size", {})
     if kind == "Qwen2VL":
         return dict(size=tower.image, mode="native", native=_native(f, size, tower))
+    if kind == "Vilt":
+        return _aspect(f, size, tower)
     if isinstance(size, int):
         size = {"height": size, "width": size} if kind == "Siglip" else {"short": size}
     centred = f.take("do_center_crop", KINDS[kind][2])
@@ -131,6 +139,14 @@ def _view(f: Fields, kind: str, tower: VisionSpec, path: Path) -> dict[str, Any]
         f"{path} keeps the aspect of size={size} without do_center_crop; lmm_jax knows "
         "square views only."
     )
+
+
+def _aspect(f: Fields, size: dict[str, int] | int, tower: VisionSpec) -> dict[str, Any]:
+    """The shape is kept; what the reference pads in a batch, our canvas always has."""
+    f.only("size_divisor", tower.patch)
+    f.only("do_pad", True)
+    short = size if isinstance(size, int) else size.get("shortest_edge", tower.image)
+    return dict(size=short, mode="aspect", canvas=CanvasSpec(short, tower.patch))
 
 
 def _native(f: Fields, size: dict[str, int], tower: VisionSpec) -> NativeSpec:

@@ -4,8 +4,7 @@ Patches of an image fill the first of a fixed number of slots. Those that the co
 will merge follow each other; the blocks they form are in raster order. Positions are a
 learned table, interpolated to the image, and rotary angles of row and column.
 
-Letters: N images, P slots for patches, F frames, p pixels a side of a patch, E width,
-S side of the table.
+Letters: N images, P slots for patches, F frames, p pixels a side of a patch, E width.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from lmm_jax.nn import block
 from lmm_jax.nn.linear import Linear
 from lmm_jax.nn.params import Param
 from lmm_jax.nn.stack import LayerStack, Remat
+from lmm_jax.ops.resize import between_corners
 
 Array = jax.Array
 
@@ -70,7 +70,7 @@ class NativeVisionTransformer(nn.Module):
         x = self.patch(x)
         places = coordinates(grid, x.shape[1], self.spec.merge)
         table = self.positions.reshape(*self.spec.grid, -1)
-        x = x + interpolated(table, places, grid).astype(x.dtype)
+        x = x + between_corners(table, places, grid).astype(x.dtype)
         valid = jnp.arange(x.shape[1]) < grid.prod(axis=-1, keepdims=True)
         state = vit.entrance(x, valid=valid, coords=places)
         return vit.run(self.stack, state, steps, taps, grid)
@@ -88,34 +88,6 @@ def coordinates(grid: Array, slots: int, merge: int) -> Array:
     row = cell // columns * merge + inside // merge
     column = cell % columns * merge + inside % merge
     return jnp.stack([row, column], axis=-1).astype(jnp.int32)
-
-
-def interpolated(table: Array, places: Array, grid: Array) -> Array:
-    """The table read between its rows and columns, corner on corner: f32 [N, P, E].
-
-    Args:
-        table: [S, S, E].
-        places: int32 [N, P, 2], row and column of each patch.
-        grid: int32 [N, 2], columns and rows of the image.
-    """
-    end = jnp.asarray(table.shape[:2]) - 1
-    size = jnp.maximum(grid[:, None, ::-1] - 1, 1)
-    at = jnp.minimum(places, size) * end / size  # empty slots stay inside the table
-    flat = table.reshape(-1, table.shape[-1])
-    low = jnp.floor(at).astype(jnp.int32)
-    high, part = jnp.minimum(low + 1, end), at - low
-
-    def corner(row: Array, column: Array, share: Array) -> Array:
-        index = row[..., 0] * table.shape[1] + column[..., 1]
-        return jnp.take(flat, index, axis=0, mode="clip") * share[..., None]
-
-    down, right = part[..., 0], part[..., 1]
-    return (
-        corner(low, low, (1 - down) * (1 - right))
-        + corner(low, high, (1 - down) * right)
-        + corner(high, low, down * (1 - right))
-        + corner(high, high, down * right)
-    )
 
 
 _BLOCK = {

@@ -30,8 +30,8 @@ class VisionSpec:
         class_token: a [CLS] token in front, dropped from the features.
         pre_norm: a LayerNorm between embedding and layers (CLIP).
         patch_bias: bias in the patch embedding (SigLIP).
-        post_norm: checkpoints hold a last LayerNorm; it is kept and never applied, since
-            connectors read the residual stream before it.
+        post_norm: checkpoints hold a last LayerNorm; connectors read the residual stream
+            before it, so there it is kept and never applied.
         mean, std: of pixels in 0..1, per channel.
         native: images keep their own size and shape, up to this many patches; 0: every
             view is a square of `image` pixels.

@@ -5,7 +5,8 @@ Letters: N images (views), H W pixels, P patches, E width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
 import math
 
 from flax import linen as nn
@@ -77,6 +78,19 @@ class VisionTransformer(nn.Module):
             return s2.joined(found, self.spec), {}
         return self._encoded(images, steps, grid, taps)
 
+    def tokens(self, images: Array, steps: Sequence[Step]) -> Array:
+        """All tokens of each view after the last LayerNorm, [CLS] first: what an encoder
+        reads that has no connector.
+
+        Args:
+            images, steps: as above; steps without a `Fold`.
+
+        Returns:
+            [N, 1 + P, E].
+        """
+        state = self._entered(normalised(images, self.spec))
+        return self.post_norm(self.stack.run(state, steps, Context()).state.hidden)
+
     def _encoded(
         self,
         images: Array,
@@ -84,6 +98,13 @@ class VisionTransformer(nn.Module):
         grid: Array | None,
         taps: Sequence[int],
     ) -> tuple[Array, dict[int, Array]]:
+        state = self._entered(images)
+        if self.spec.post_norm and self.is_initializing():
+            self.post_norm(state.hidden)
+        return run(self.stack, state, steps, taps, grid)
+
+    def _entered(self, images: Array) -> TokenState:
+        """Pixels as the tokens before the first layer."""
         x = self.patch(images)
         if self.spec.class_token:
             cls = jnp.broadcast_to(self.cls.astype(x.dtype), (len(x), 1, x.shape[-1]))
@@ -91,10 +112,7 @@ class VisionTransformer(nn.Module):
         x = x + self.positions.astype(x.dtype)
         if self.spec.pre_norm:
             x = self.pre_norm(x)
-        if self.spec.post_norm and self.is_initializing():
-            self.post_norm(x)
-        state = entrance(x, cls=int(self.spec.class_token))
-        return run(self.stack, state, steps, taps, grid)
+        return entrance(x, cls=int(self.spec.class_token))
 
 
 def normalised(images: Array, spec: VisionSpec) -> Array:
@@ -175,45 +193,66 @@ def _sincos(key: Array, shape: tuple[int, int], dtype) -> Array:
     return jnp.asarray(table, dtype)
 
 
-_BLOCK = {
-    "attn_norm": "layer_norm1",
-    "q": "self_attn.q_proj",
-    "k": "self_attn.k_proj",
-    "v": "self_attn.v_proj",
-    "o": "self_attn.out_proj",
-    "mlp_norm": "layer_norm2",
-    "up": "mlp.fc1",
-    "down": "mlp.fc2",
-}
+@dataclasses.dataclass(frozen=True)
+class Names:
+    """What checkpoints call the parts of a tower.
+
+    Attributes:
+        layer: prefix of one layer.
+        block: our submodule of a block -> name below that prefix.
+        patch, positions, cls, pre_norm, post_norm: of the others; of what is no module,
+            the whole key.
+    """
+
+    layer: str
+    block: Mapping[str, str]
+    patch: str
+    positions: str
+    cls: str
+    pre_norm: str
+    post_norm: str
 
 
-def params(spec: VisionSpec) -> tuple[Param, ...]:
-    """Rows of a CLIP-style vision tower in the Hugging Face naming."""
+HUB = Names(
+    "encoder.layers.{layer}.",
+    {
+        "attn_norm": "layer_norm1",
+        "q": "self_attn.q_proj",
+        "k": "self_attn.k_proj",
+        "v": "self_attn.v_proj",
+        "o": "self_attn.out_proj",
+        "mlp_norm": "layer_norm2",
+        "up": "mlp.fc1",
+        "down": "mlp.fc2",
+    },
+    patch="embeddings.patch_embedding",
+    positions="embeddings.position_embedding.weight",
+    cls="embeddings.class_embedding",
+    pre_norm="pre_layrnorm",  # as it is spelt there
+    post_norm="post_layernorm",
+)
+
+
+def params(spec: VisionSpec, names: Names = HUB) -> tuple[Param, ...]:
+    """Rows of a CLIP-style vision tower, by default in the Hugging Face naming."""
     rows = [
         Param(
             "patch/kernel",
             "patch_h patch_w channel embed",
-            "embeddings.patch_embedding.weight",
+            f"{names.patch}.weight",
             "embed channel patch_h patch_w",
         ),
-        Param(
-            "positions",
-            "position embed",
-            "embeddings.position_embedding.weight",
-            "position embed",
-        ),
+        Param("positions", "position embed", names.positions, "position embed"),
     ]
     if spec.patch_bias:
-        key = "embeddings.patch_embedding.bias"
-        rows.append(Param("patch/bias", "embed", key, "embed"))
+        rows.append(Param("patch/bias", "embed", f"{names.patch}.bias", "embed"))
     if spec.class_token:
-        rows.append(Param("cls", "embed", "embeddings.class_embedding", "embed"))
+        rows.append(Param("cls", "embed", names.cls, "embed"))
     if spec.pre_norm:
-        # "layrnorm" is how the published key is spelt.
-        rows += _norm("pre_norm", "pre_layrnorm")
+        rows += _norm("pre_norm", names.pre_norm)
     if spec.post_norm:
-        rows += _norm("post_norm", "post_layernorm")
-    blocks = block.params(spec.block, "encoder.layers.{layer}.", _BLOCK)
+        rows += _norm("post_norm", names.post_norm)
+    blocks = block.params(spec.block, names.layer, names.block)
     rows += [row.under("stack/", "") for row in blocks]
     return tuple(rows)
 

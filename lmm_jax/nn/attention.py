@@ -12,12 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lmm_jax.depth import Keys, Observation, Place, Role, TokenState
+from lmm_jax.depth import Keys, Layout, Observation, Place, Role, TokenState
+from lmm_jax.nn.rope import Rotation, rotate
 
 Array = jax.Array
 
 HIDDEN = -1e30  # finite: a row that may see nothing must not become NaN
 TINY = 1e-30  # smaller than any sum of shares but that of such a row
+SPREAD = 1e-6  # given to all keys alike where masks are soft
 
 
 @struct.dataclass
@@ -29,19 +31,34 @@ class Sight:
     Attributes:
         visible: bool [B, T, S]; None if every query sees every key.
         gate: f32 [B, S], log of the keys' share in the softmax; None if all are one.
+        share: f32 [B, T, S], these shares where masks are soft, in place of the others.
     """
 
     visible: Array | None
     gate: Array | None = None
+    share: Array | None = None
+
+    def of(self, rows: np.ndarray) -> Sight:
+        """That of some queries."""
+        visible, share = (
+            None if x is None else x[:, rows] for x in (self.visible, self.share)
+        )
+        return Sight(visible, self.gate, share)
 
 
 def sight(
-    queries: Place, keys: Place, *, causal: bool, window: int | None = None
+    queries: Place,
+    keys: Place,
+    *,
+    causal: bool,
+    window: int | None = None,
+    soft: bool = False,
 ) -> Sight:
     """Who sees whom: valid keys of the same segment, none later if `causal`, none
     `window` positions or more ago.
 
-    Positions decide, never storage order.
+    Positions decide, never storage order; but where masks are `soft`
+    (`BlockSpec.soft_mask`), query i sees key i of the storage whatever it is.
     """
     visible = keys.valid[:, None, :] & (
         queries.segment[:, :, None] == keys.segment[:, None, :]
@@ -51,6 +68,9 @@ def sight(
         visible &= ago >= 0
     if window is not None:
         visible &= ago < window
+    if soft:
+        share = visible * keys.share[:, None]
+        return Sight(None, share=share + (1 - share) * jnp.eye(*share.shape[1:]))
     gate = None if keys.gate is None else jnp.log(keys.gate)
     return Sight(visible, gate)
 
@@ -63,12 +83,12 @@ def attention(q: Array, parts: tuple[tuple[Keys, Sight], ...]) -> Array:
 
     Args:
         q: [B, T, N, H].
-        parts: keys [B, S_i, K, H] and who sees them.
+        parts: keys [B, S_i, K, H] and who sees them; one part where masks are soft.
 
     Returns:
         [B, T, N, H].
     """
-    shares, total = _shares(*_logits(q, parts))
+    shares, total = _shares(*_logits(q, parts), parts[-1][1].share)
     merge = "b k g t s -> b k (g t) s"
     shares, total = (einops.rearrange(x, merge) for x in (shares, total))
     shares = shares.astype(q.dtype)
@@ -84,7 +104,12 @@ def attention(q: Array, parts: tuple[tuple[Keys, Sight], ...]) -> Array:
 
 
 def observe(
-    q: Array, keys: Keys, seen: Sight, state: TokenState, names: tuple[str, ...]
+    q: Array,
+    keys: Keys,
+    seen: Sight,
+    state: TokenState,
+    names: tuple[str, ...],
+    rotation: Rotation | None = None,
 ) -> Observation:
     """Computes only what was asked for, beside the attention itself.
 
@@ -94,19 +119,42 @@ def observe(
         seen: who sees whom.
         state: the tokens that enter the layer.
         names: fields of `Observation`.
+        rotation: what queries and keys were rotated by; None if by nothing.
     """
     shown = {}
     if "mean_attention" in names:
-        probs = _softmax(*_logits(q, ((keys, seen),))).mean((1, 2))  # [B, T, T]
+        probs = probabilities(q, keys, seen).mean((1, 2))  # [B, T, T]
         asks = state.valid / jnp.maximum(state.valid.sum(1, keepdims=True), 1)
         shown["mean_attention"] = jnp.einsum("bt,bts->bs", asks, probs)
     if "last_attention" in names:
         row = last_prompt_row(state)[:, None]
         query = jnp.take_along_axis(q, row[..., None, None], axis=1)  # [B, 1, N, H]
         visible = jnp.take_along_axis(seen.visible, row[..., None], axis=1)
-        logits, visible = _logits(query, ((keys, Sight(visible, seen.gate)),))
-        shown["last_attention"] = _softmax(logits, visible).mean((1, 2))[:, 0]
+        probs = probabilities(query, keys, Sight(visible, seen.gate))
+        shown["last_attention"] = probs.mean((1, 2))[:, 0]
+    if "text_attention" in names:
+        text = text_rows(state.layout)
+        probs = probabilities(q[:, text], keys, seen.of(text))
+        probs = einops.rearrange(probs, "b k g r s -> b (k g) r s")
+        shown["text_attention"] = probs[..., state.layout.slice("visual")]
+    for name, heads in (("keys", keys.k), ("queries", q)):
+        if name in names:
+            shown[name] = mean_head(heads, rotation)
     return Observation(**shown)
+
+
+def text_rows(layout: Layout) -> np.ndarray:
+    """Storage rows of everything but the visual span."""
+    visual = layout.slice("visual")
+    return np.delete(np.arange(layout.length), visual)
+
+
+def mean_head(heads: Array, rotation: Rotation | None = None) -> Array:
+    """f32 [B, T, H] of [B, T, N, H], turned back: alike where the content is."""
+    mean = heads.astype(jnp.float32).mean(axis=2, keepdims=True)
+    if rotation is not None:
+        mean = rotate(mean, Rotation(rotation.cos, -rotation.sin))
+    return mean[:, :, 0]
 
 
 def last_prompt_row(state: TokenState) -> Array:
@@ -146,17 +194,27 @@ def _joined(parts: list[Array]) -> Array:
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
 
 
-def _softmax(logits: Array, visible: Array | None) -> Array:
-    shares, total = _shares(logits, visible)
+def probabilities(q: Array, keys: Keys, seen: Sight) -> Array:
+    """What each query gives to each key, f32 [B, K, G, T, S]."""
+    shares, total = _shares(*_logits(q, ((keys, seen),)), seen.share)
     return shares / jnp.maximum(total, TINY)
 
 
-def _shares(logits: Array, visible: Array | None) -> tuple[Array, Array]:
-    """Exponentials f32 [..., S] of logits, zero where nothing is seen, and their sums."""
+def _shares(
+    logits: Array, visible: Array | None, share: Array | None
+) -> tuple[Array, Array]:
+    """Exponentials f32 [..., S] of logits, zero where nothing is seen, and their sums;
+    or times `share` [B, T, S], and SPREAD added in all."""
     if visible is not None:
         logits = jnp.where(visible, logits, HIDDEN)
-    largest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
+    largest = logits.max(axis=-1, keepdims=True)
+    if share is None:  # else SPREAD makes a difference to what is subtracted
+        largest = jax.lax.stop_gradient(largest)
     shares = jnp.exp(logits - largest)
     if visible is not None:
         shares = jnp.where(visible, shares, 0.0)
-    return shares, shares.sum(axis=-1, keepdims=True)
+    if share is None:
+        return shares, shares.sum(axis=-1, keepdims=True)
+    shares = shares * share[:, None, None]
+    total = shares.sum(axis=-1, keepdims=True) + SPREAD
+    return shares + SPREAD / shares.shape[-1], total

@@ -1,7 +1,7 @@
-"""A pre-norm transformer block in two halves, so that tokens can be cut in between.
+"""A transformer block in two halves, so that tokens can be cut in between.
 
-Letters: B batch, T tokens, D width, N query heads, K key heads, H head width, F hidden
-width of the MLP.
+Letters: B batch, T tokens, S tokens of another sequence, D width, N query heads, K key
+heads, H head width, F hidden width of the MLP.
 """
 
 from __future__ import annotations
@@ -48,6 +48,10 @@ class BlockSpec:
         rope: rotary embedding; None where positions are learned.
         causal: no key later than the query is visible.
         parallel: attention and MLP read the same normalised input (Phi-2).
+        post_norm: norms come after the residual sums and not before what they feed (BERT).
+        cross: between its halves, a second attention that reads another sequence.
+        soft_mask: DynamicViT's softmax (arXiv:2106.02034, section 3.3): a hidden token
+            sees itself, and all keys get a little.
         lora: adapters beside some of the projections.
         dtype: compute dtype; parameters are float32 unless `param_dtype` says otherwise.
     """
@@ -67,6 +71,9 @@ class BlockSpec:
     rope: RopeSpec | None = RopeSpec()  # noqa: RUF009 (frozen)
     causal: bool = True
     parallel: bool = False
+    post_norm: bool = False
+    cross: bool = False
+    soft_mask: bool = False
     lora: Lora | None = None
     dtype: str = "float32"
     param_dtype: str = "float32"
@@ -119,6 +126,12 @@ def params(spec: BlockSpec, layer: str, names: Mapping[str, str]) -> tuple[Param
     for name, heads in (("q", "heads"), ("k", "kv_heads"), ("v", "kv_heads")):
         linear(name, "embed", f"{heads} head_dim", spec.bias != "none")
     linear("o", "heads head_dim", "embed", spec.bias == "all")
+    if spec.cross:
+        norm("cross_norm")
+        linear("cross_q", "embed", "heads head_dim", spec.bias != "none")
+        linear("cross_k", "embed", "kv_heads head_dim", spec.bias != "none")
+        linear("cross_v", "embed", "kv_heads head_dim", spec.bias != "none")
+        linear("cross_o", "heads head_dim", "embed", spec.bias == "all")
     for name in ("q_norm", "k_norm") if spec.qk_norm else ():
         add(name, "scale", "head_dim", "head_dim")
     for name in ("gate", "up") if spec.gated else ("up",):
@@ -128,7 +141,8 @@ def params(spec: BlockSpec, layer: str, names: Mapping[str, str]) -> tuple[Param
 
 
 class Block(nn.Module):
-    """x -> x + attention(norm(x)) -> x + mlp(norm(x))."""
+    """x -> x + attention(norm(x)) -> x + mlp(norm(x)); where norms come after,
+    x -> norm(x + attention(x)) -> norm(x + mlp(x))."""
 
     spec: BlockSpec
 
@@ -147,6 +161,12 @@ class Block(nn.Module):
         self.o = self._linear("o", heads, width, biased)
         if s.qk_norm:
             self.q_norm, self.k_norm = RMSNorm(s.norm_eps), RMSNorm(s.norm_eps)
+        if s.cross:
+            self.cross_norm = norm(s.norm_eps)
+            self.cross_q = self._linear("cross_q", width, heads, qkv)
+            self.cross_k = self._linear("cross_k", width, kv_heads, qkv)
+            self.cross_v = self._linear("cross_v", width, kv_heads, qkv)
+            self.cross_o = self._linear("cross_o", heads, width, biased)
         if s.gated:
             self.gate = self._linear("gate", width, (s.hidden,), biased)
         self.up = self._linear("up", width, (s.hidden,), biased)
@@ -182,7 +202,7 @@ class Block(nn.Module):
             [B, T, N, H] for whoever observes this layer.
         """
         with jax.named_scope("attention"):
-            y = self.attn_norm(x)
+            y = self._before(self.attn_norm, x)
             q = self.q(y)
             if self.spec.qk_norm:
                 q = self.q_norm(q)
@@ -192,19 +212,43 @@ class Block(nn.Module):
             out = self.o(attention(q, (*past, (keys, sight))))
             if self.spec.parallel:
                 out = out + self._mlp(y)
-        return x + out, keys, q
+            return self._after(self.attn_norm, x + out), keys, q
+
+    def read(self, x: Array, other: Array, sight: Sight) -> tuple[Array, Keys, Array]:
+        """Between the halves: attention to another sequence.
+
+        Args:
+            x: [B, T, D], after the first half.
+            other: [B, S, D].
+            sight: which tokens of `other` those of x see.
+
+        Returns:
+            [B, T, D], the keys of `other` and the queries of x, as `attend`.
+        """
+        with jax.named_scope("cross_attention"):
+            q = self.cross_q(self._before(self.cross_norm, x))
+            keys = Keys(self.cross_k(other), self.cross_v(other))
+            out = self.cross_o(attention(q, ((keys, sight),)))
+            return self._after(self.cross_norm, x + out), keys, q
 
     def keys(self, x: Array, rotation: Rotation | None) -> Keys:
         """The keys of x alone, [B, T, K, H]."""
         with jax.named_scope("attention"):
-            return self._keys(self.attn_norm(x), rotation)
+            return self._keys(self._before(self.attn_norm, x), rotation)
 
     def feed(self, x: Array) -> Array:
         """Second half, token by token; nothing is left to do in a parallel block."""
         if self.spec.parallel:
             return x
         with jax.named_scope("mlp"):
-            return x + self._mlp(self.mlp_norm(x))
+            out = self._mlp(self._before(self.mlp_norm, x))
+            return self._after(self.mlp_norm, x + out)
+
+    def _before(self, norm: nn.Module, x: Array) -> Array:
+        return x if self.spec.post_norm else norm(x)
+
+    def _after(self, norm: nn.Module, x: Array) -> Array:
+        return norm(x) if self.spec.post_norm else x
 
     def _keys(self, y: Array, rotation: Rotation | None) -> Keys:
         k, v = self.k(y), self.v(y)

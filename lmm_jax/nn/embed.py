@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from lmm_jax.nn.linear import Int8
+from lmm_jax.nn.norm import LayerNorm
+from lmm_jax.nn.params import Param
 
 Array = jax.Array
 
@@ -50,6 +52,53 @@ class TokenEmbed(nn.Module):
         else:
             flat = flat @ self.table.T.astype(self.dtype)
         return flat.reshape(*hidden.shape[:-1], self.vocab)
+
+
+class TextEmbed(nn.Module):
+    """BERT's: a token, its place and one segment for all, added up and normalised.
+
+    Attributes:
+        vocab, places, segments: rows of the three tables.
+    """
+
+    vocab: int
+    places: int
+    segments: int
+    width: int
+    norm_eps: float
+    dtype: str
+    param_dtype: str
+
+    def setup(self):
+        def table(name: str, rows: int) -> Array:
+            init, dtype = nn.initializers.normal(0.02), jnp.dtype(self.param_dtype)
+            return self.param(name, init, (rows, self.width), dtype)
+
+        self.words = table("words", self.vocab)
+        self.positions = table("positions", self.places)
+        self.segment = table("segments", self.segments)
+        self.norm = LayerNorm(self.norm_eps)
+
+    def __call__(self, tokens: Array, places: Array) -> Array:
+        """[B, T] and the place of each, [B, T] or [T] -> [B, T, D]."""
+        found = jnp.take(self.words, tokens, axis=0, mode="clip")
+        found = found + jnp.take(self.positions, places, axis=0, mode="clip")
+        return self.norm((found + self.segment[0]).astype(self.dtype))
+
+    @staticmethod
+    def params() -> tuple[Param, ...]:
+        """Rows in the naming of BERT and of all that follow it."""
+        tables = (("words", "vocab", "word"), ("positions", "place", "position"))
+        return (
+            *(
+                Param(
+                    path, f"{axis} embed", f"{key}_embeddings.weight", f"{axis} embed"
+                )
+                for path, axis, key in (*tables, ("segments", "segment", "token_type"))
+            ),
+            Param("norm/scale", "norm", "LayerNorm.weight", "norm"),
+            Param("norm/bias", "norm", "LayerNorm.bias", "norm"),
+        )
 
 
 class PatchEmbed(nn.Module):

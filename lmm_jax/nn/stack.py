@@ -122,7 +122,7 @@ class LayerStack(nn.Module):
         seen, runs, aux = Observation(), [], {}
         for step in steps:
             if isinstance(step, Cut):
-                state, ctx, said = _cut(step.edits, state, seen, ctx, ops, mode)
+                state, ctx, said = cut(step.edits, state, seen, ctx, ops, mode)
                 state = _fed(state, ctx, step.feeds)
                 for query in step.queries:
                     state = ops.get(query.name, query.op)(state, ctx)
@@ -238,7 +238,8 @@ class LayerStack(nn.Module):
             for i in range(step.period)
         )
         fed = tuple(ctx.aligned[f.source][f.start : f.stop] for f in step.feeds)
-        body, bodies = self._rematted(body), (step.stop - step.start) // step.period
+        body = rematted(body, self.remat)
+        bodies = (step.stop - step.start) // step.period
         if not self._apart:
             unroll = self._unroll(bodies)
             hidden, keys = jax.lax.scan(
@@ -263,12 +264,13 @@ class LayerStack(nn.Module):
             feed = functools.partial(self._methods(layer, rngs), method="feed")
             return in_chunks(feed, hidden, chunk)
 
-        hidden, keys, q = self._rematted(attend)(layer, hidden, rngs)
+        hidden, keys, q = rematted(attend, self.remat)(layer, hidden, rngs)
         own = self._sight(state.place, state.place)
-        seen = observe(q, keys, own, state, step.observe)
+        angles = self._rotation(state.place)
+        seen = observe(q, keys, own, state, step.observe, angles)
         state = state.replace(hidden=hidden)
-        state, ctx, aux = _cut(step.between, state, seen, ctx, ops, mode)
-        state = state.replace(hidden=self._rematted(feed)(layer, state.hidden))
+        state, ctx, aux = cut(step.between, state, seen, ctx, ops, mode)
+        state = state.replace(hidden=rematted(feed, self.remat)(layer, state.hidden))
         kept = (keys,) if self._apart else jax.tree.map(lambda k: k[None], keys)
         return state, ctx, seen, kept, aux
 
@@ -313,7 +315,8 @@ class LayerStack(nn.Module):
         if not self.masked:
             return Sight(None)
         s = self.spec
-        return sight(queries, keys, causal=s.causal, window=s.window)
+        kinds = dict(causal=s.causal, window=s.window, soft=s.soft_mask)
+        return sight(queries, keys, **kinds)
 
     @property
     def _apart(self) -> bool:
@@ -334,17 +337,6 @@ class LayerStack(nn.Module):
     def _unroll(self, bodies: int) -> int:
         return bodies if self.unroll == 0 else min(self.unroll, bodies)
 
-    def _rematted(self, body):
-        if self.remat == "none":
-            return body
-        policies = jax.checkpoint_policies
-        policy = {
-            "full": policies.nothing_saveable,
-            "dots": policies.dots_with_no_batch_dims_saveable,
-        }[self.remat]
-        # Inside a scan nothing can be merged across iterations, so no barrier is needed.
-        return jax.checkpoint(body, policy=policy, prevent_cse=False)
-
     def _init_layers(self, rng: Array):
         block = Block(self.spec, parent=None)
         x = jnp.zeros((1, 1, self.spec.width), self.spec.dtype)
@@ -362,6 +354,19 @@ class LayerStack(nn.Module):
         for name in ("o", "down"):
             layers[name]["kernel"] *= (2 * self.depth) ** -0.5
         return layers
+
+
+def rematted(body: Callable, remat: Remat) -> Callable:
+    """`body`, of which the backward pass recomputes what `remat` says."""
+    if remat == "none":
+        return body
+    policies = jax.checkpoint_policies
+    policy = {
+        "full": policies.nothing_saveable,
+        "dots": policies.dots_with_no_batch_dims_saveable,
+    }[remat]
+    # Inside a scan nothing can be merged across iterations, so no barrier is needed.
+    return jax.checkpoint(body, policy=policy, prevent_cse=False)
 
 
 def empty_tail(spec: BlockSpec, depth: int, batch: int, slots: int) -> Keys:
@@ -405,7 +410,7 @@ def _interleaved(parts: tuple[Keys, ...]) -> Keys | None:
     return jax.tree.map(join, *parts)
 
 
-def _cut(edits, state, seen, ctx, ops, mode):
+def cut(edits, state, seen, ctx, ops, mode):
     """Applies reductions of one site; all read the same state and observation."""
     decisions = [(e, ops.get(e.name, e.op)(state, seen, ctx)) for e in edits]
     aux = {}

@@ -19,6 +19,7 @@ from lmm_jax.hub.families import qwen3_vl
 from lmm_jax.hub.fused import joined
 from lmm_jax.models import lmm, native_vit
 from lmm_jax.nn.rope import Axial, Interleaved, RopeSpec, rotation
+from lmm_jax.ops.resize import between_corners
 from tests.golden import native, reference
 
 CLOSE = dict(rtol=1e-4, atol=1e-4)
@@ -213,7 +214,7 @@ def test_rotary_angles_and_table_of_the_tower():
     places = native_vit.coordinates(frames, slots, merge)
     table = f["param/model.visual.pos_embed.weight"]
     side = int(len(table) ** 0.5)
-    found = native_vit.interpolated(table.reshape(side, side, -1), places, frames)
+    found = between_corners(table.reshape(side, side, -1), places, frames)
     valid = np.arange(slots) < frames.prod(-1)[:, None]
     theirs = f["out/pos_embed_interpolated"]
     np.testing.assert_allclose(np.asarray(found)[valid], theirs, **CLOSE)

@@ -13,6 +13,9 @@ import transformers
 
 from lmm_jax import experiment, hub
 from lmm_jax.data import images
+from lmm_jax.data.canvas import CanvasSpec
+from lmm_jax.data.sources import BadRecord
+from lmm_jax.models import vilt
 from lmm_jax.models.specs import VisionSpec, vit_block
 from tests.small import small_config
 
@@ -165,3 +168,54 @@ def test_a_folder_says_how_its_tower_wants_images(tmp_path):
     c.init, c.image.mode = dict(), "auto"
     with pytest.raises(ValueError, match=r"image\.mode='auto', but tiny-vit"):
         _ = experiment.build(c).images
+
+
+VILT_TOWER = vilt.patches(384, 32, vit_block(8, 1, 8, "gelu"))
+SIZES = {  # width and height of pictures -> those that ViLT reads
+    (900, 300): (608, 192),
+    (1280, 720): (608, 352),
+    (640, 480): (512, 384),
+    (500, 333): (576, 384),
+    (384, 384): (384, 384),
+    (30, 40): (384, 512),
+}
+
+
+@pytest.mark.parametrize("wh", SIZES)
+def test_shapes_that_vilt_keeps(wh, tmp_path):
+    """Sizes, pixels and what is masked; square and bilinear is PuMer's "stretch"."""
+    processor = transformers.ViltImageProcessorPil()
+    processor.save_pretrained(tmp_path)
+    spec = hub.image_spec(tmp_path / hub.PROCESSOR, VILT_TOWER)
+    picture = Image.fromarray(
+        np.random.default_rng(0).integers(0, 256, (*wh[::-1], 3), np.uint8)
+    )
+    found, (columns, rows) = images.views(picture, spec)
+    width, height = SIZES[wh]
+    assert (columns * 32, rows * 32) == (width, height)
+    assert found.shape == (1, *spec.view) == (1, 608, 608, 3)
+    theirs = processor(picture)
+    pixels = np.asarray(theirs["pixel_values"])[0].transpose(1, 2, 0)
+    assert np.asarray(theirs["pixel_mask"]).all()
+    ours = found[0, :height, :width] / np.float32(255) * 2 - 1
+    np.testing.assert_allclose(ours, pixels, rtol=0, atol=1e-6)
+    assert not found[0, height:].any() and not found[0, :, width:].any()
+    file = tmp_path / hub.PROCESSOR
+    file.write_text(json.dumps(hub.processor_config(spec, VILT_TOWER)))
+    assert hub.image_spec(file, VILT_TOWER) == spec
+
+
+def test_a_file_of_vilts_first_years(tmp_path):
+    """One number for the size."""
+    file = tmp_path / hub.PROCESSOR
+    old = dict(feature_extractor_type="ViltFeatureExtractor", size=384, size_divisor=32)
+    file.write_text(json.dumps(old | dict(image_mean=[0.5] * 3, resample=3)))
+    assert hub.image_spec(file, VILT_TOWER).canvas == CanvasSpec(384, 32)
+
+
+def test_a_strip_narrower_than_a_patch_is_a_bad_record():
+    spec = images.ImageSpec(384, "aspect", canvas=CanvasSpec(384, 32))
+    with pytest.raises(BadRecord, match="900 x 30 pixels"):
+        images.views(Image.new("RGB", (900, 30)), spec)
+    with pytest.raises(ValueError, match="mode='aspect' needs a canvas"):
+        images.ImageSpec(384, "aspect")

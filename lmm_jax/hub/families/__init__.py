@@ -17,9 +17,12 @@ from lmm_jax.hub.families import (
     llava,
     llava_next,
     llava_original,
+    meter,
     phi,
     phi3,
     qwen3_vl,
+    vilt,
+    vilt_original,
     vision,
 )
 
@@ -34,5 +37,8 @@ ALL = (
     deepstack,
     flashsloth,
     qwen3_vl,
+    vilt,
+    vilt_original,
+    meter,
 )
 FAMILIES = {kind: f for f in ALL for kind in f.KINDS}
