@@ -24,6 +24,7 @@ from lmm_jax import experiment, hub, lora, partition
 from lmm_jax.checkpoint.state import CheckpointReader
 from lmm_jax.depth.table import table
 from lmm_jax.experiment import SIZES, Experiment
+from lmm_jax.objectives import TEACHER
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 SAME_RUN = ("model", "strategy", "text", "image", "lora")
@@ -137,11 +138,13 @@ def load_params(exp: Experiment, model: nn.Module, run: str) -> dict[str, Any]:
 
 
 def _known(made: Experiment | None, abstract: dict[str, Any]) -> dict[str, Any]:
-    """Without the branches of strategies that the run, if it is one, does not have."""
+    """Without what the run, if it is one, does not have of strategies and teacher."""
     if made is None:
         return abstract
     theirs = made.abstract_params(made.model(train=True))
-    lacking = {k for k in abstract if k.startswith("strategy_")} - set(theirs)
+    lacking = {k for k in abstract if k.startswith(("strategy_", TEACHER))} - set(
+        theirs
+    )
     return {k: x for k, x in abstract.items() if k not in lacking}
 
 

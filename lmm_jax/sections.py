@@ -6,6 +6,7 @@ import dataclasses
 from typing import Literal
 
 from lmm_jax.data import pipeline
+from lmm_jax.data.pipeline import SourceConfig
 from lmm_jax.lora import LoraConfig
 from lmm_jax.optim import OptimConfig
 from lmm_jax.parallel.axes import RULES
@@ -19,6 +20,8 @@ class ModelConfig:
     Attributes:
         vision, language: named sizes of `lmm_jax.models.specs`; folders named in
             `init` bring their own sizes.
+        encoder: named sizes of `lmm_jax.models.encoders`, in place of the two, where
+            there is a section `task`.
         vision_layer: of a tower that comes as a folder, the hidden state that is read,
             counted as LLaVA does: -2 is before the last layer.
         image_size: pixels a side of a view, 0 for the tower's own. Positions in a folder
@@ -31,8 +34,9 @@ class ModelConfig:
         mode: "drop" removes tokens at cuts, "mask" only hides them.
     """
 
-    vision: str
-    language: str
+    vision: str = ""
+    language: str = ""
+    encoder: str = ""
     vision_layer: int = -2
     image_size: int = 0
     dtype: str = "auto"
@@ -126,6 +130,7 @@ class InitConfig:
         vision, language: folders of one part each: its sizes and parameters; what no
             folder holds (the projector) starts fresh.
         fresh: patterns of parameters that start fresh although they are there.
+        teacher: run or hub folder of the unreduced encoder that is imitated; "" for none.
     """
 
     run: str = ""
@@ -133,6 +138,7 @@ class InitConfig:
     vision: str = ""
     language: str = ""
     fresh: tuple[str, ...] = ()
+    teacher: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,6 +179,36 @@ class EvalConfig:
                 f"config.eval.chunk={self.chunk}: use a number of tokens, or 0 to read "
                 "prompts whole."
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskConfig:
+    """What an encoder's head predicts, and how it learns to.
+
+    Attributes:
+        name: "vqav2", "nlvr2", "snli_ve" or "flickr30k".
+        classes: of VQAv2, if not the published 3129 (0).
+        negatives: captions of other images beside each right one, for retrieval.
+        augment: RandAugment on training images.
+        scale: of VQAv2's loss, which is a mean over classes: ViLT and METER multiply it by
+            their number, PuMer by 1.
+        distill: weight of the divergence from the teacher of `init`.
+        temperature: of that divergence.
+        sources: what is evaluated, as in `data.sources`.
+    """
+
+    name: str
+    classes: int = 0
+    negatives: int = 15
+    augment: bool = True
+    scale: float = 1.0
+    distill: float = 1.0
+    temperature: float = 1.0
+    sources: tuple[SourceConfig, ...] = ()
+
+    def __post_init__(self):
+        made = [SourceConfig(**s) if isinstance(s, dict) else s for s in self.sources]
+        object.__setattr__(self, "sources", tuple(made))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,6 +268,7 @@ class Sections:
     data: pipeline.DataConfig
     optim: OptimConfig
     train: TrainConfig
+    task: TaskConfig | None = None
     documents: DocumentsConfig | None = None
     lora: LoraConfig = LoraConfig()  # noqa: RUF009 (frozen)
     mesh: MeshConfig = MeshConfig()  # noqa: RUF009 (frozen)

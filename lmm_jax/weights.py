@@ -12,6 +12,7 @@ import jax
 
 from lmm_jax import hub, partition, quantize, runs
 from lmm_jax.experiment import Experiment
+from lmm_jax.objectives import TEACHER
 
 
 def initial(exp: Experiment, model: nn.Module) -> dict[str, Any]:
@@ -21,13 +22,17 @@ def initial(exp: Experiment, model: nn.Module) -> dict[str, Any]:
         ValueError, FileNotFoundError: a folder or run that does not fit; says why.
     """
     init = exp.config.init
-    if init.run:
-        return _completed(exp, model, runs.load_params(exp, model, init.run))
     found: dict[str, Any] = {}
+    if (teacher := exp.teacher(model)) is not None:
+        found[TEACHER] = _whole(exp, teacher, init.teacher)
+    if init.run:
+        loaded = runs.load_params(exp, model, init.run)
+        return _completed(exp, model, {**loaded, **found})
     abstract = exp.placed_params(model.clone(spec=exp.spec))  # no folder has adapters
     if init.load:
-        elsewhere = [name for name in abstract if getattr(init, name, "")]
-        found = hub.load(hub.Folder(init.load), exp.spec, abstract, without=elsewhere)
+        given = (*init.fresh, *filter(lambda name: getattr(init, name, ""), abstract))
+        loaded = hub.load(hub.Folder(init.load), exp.spec, abstract, without=given)
+        found = {**loaded, **found}
     if init.vision:
         found["vision"] = _read(init.vision, exp.spec.vision, abstract["vision"])
     if init.language:
@@ -77,6 +82,13 @@ def to_run(exp: Experiment, model: nn.Module, *, fresh: bool = False) -> dict[st
 def has_checkpoint(exp: Experiment) -> bool:
     """Whether the work directory holds parameters."""
     return (Path(exp.config.workdir) / "checkpoints").is_dir()
+
+
+def _whole(exp: Experiment, model: nn.Module, path: str) -> dict[str, Any]:
+    """All parameters of a model, from a run or from a folder of the hub."""
+    if (Path(path) / "checkpoints").is_dir():
+        return runs.load_params(exp, model, path)
+    return hub.load(hub.Folder(path), exp.spec, exp.placed_params(model))
 
 
 def _read(path: str, spec: Any, abstract: Any) -> dict[str, Any]:

@@ -14,9 +14,18 @@ from lmm_jax.data.conversation import find_template
 from lmm_jax.data.tokenizer import Tokenizer
 from lmm_jax.experiment.base import HOST_ONLY, SIZES, Experiment
 from lmm_jax.experiment.conversing import Conversing
+from lmm_jax.experiment.encoding import Encoding
 from lmm_jax.sections import Sections
 
-__all__ = ["HOST_ONLY", "SIZES", "Conversing", "Experiment", "build", "prepare_data"]
+__all__ = [
+    "HOST_ONLY",
+    "SIZES",
+    "Conversing",
+    "Encoding",
+    "Experiment",
+    "build",
+    "prepare_data",
+]
 
 
 def build(
@@ -29,7 +38,7 @@ def build(
         ValueError: an unknown, missing or ill-typed field, by name.
     """
     checked = configs.from_config(Sections, config.to_dict(), "config")
-    return Conversing(checked, devices)
+    return (Encoding if checked.task else Conversing)(checked, devices)
 
 
 def prepare_data(experiment: Experiment) -> None:

@@ -73,6 +73,10 @@ class Experiment(abc.ABC):
     def fresh(self, model: nn.Module, key: jax.Array) -> dict[str, Any]:
         """Random parameters. Call it under `jax.jit` or `jax.eval_shape`."""
 
+    def teacher(self, model: nn.Module) -> nn.Module | None:
+        """What a model imitates while it learns; its parameters are `TEACHER`'s."""
+        return None
+
     @abc.abstractmethod
     def rows(self, model: nn.Module) -> tuple[Param, ...]:
         """Rows of all its parameters."""

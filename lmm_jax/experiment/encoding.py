@@ -1,0 +1,160 @@
+"""Experiments with an encoder: its head classifies, or ranks, images with their texts."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+from flax import linen as nn
+import jax
+
+from lmm_jax import hub, strategies
+from lmm_jax.data.augment import RandAugment
+from lmm_jax.data.images import ImageSpec
+from lmm_jax.data.pairs import Pair, PairSpec
+from lmm_jax.depth import Plan, make_plan
+from lmm_jax.experiment.base import SIZES, Experiment
+from lmm_jax.models import encoders, lmm
+from lmm_jax.models.encoders import EncoderSpec
+from lmm_jax.nn.params import Param
+from lmm_jax.objectives import TEACHER, Headed
+from lmm_jax.tasks import Task, named
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoding(Experiment):
+    """Of an encoder, a head and perhaps a teacher, which is the encoder without cuts."""
+
+    @functools.cached_property
+    def spec(self) -> EncoderSpec:
+        m, task = self.config.model, self.config.task
+        spec = self._sizes
+        if task.classes:
+            spec = encoders.classes(spec, task.classes)
+        return spec.replaced(
+            dtype=self._dtype, param_dtype=m.param_dtype, remat=m.remat, unroll=m.unroll
+        )
+
+    @functools.cached_property
+    def _sizes(self) -> EncoderSpec:
+        folder = self._remembered or self.config.init.load
+        if not folder:
+            return encoders.named(self.config.model.encoder, self.config.task.name)
+        if self._remembered:
+            return hub.read_spec(hub.read_json(folder), Path(folder).parent)
+        return hub.read_spec(hub.Folder(folder).config, folder)
+
+    @property
+    def task(self) -> Task:
+        """What the head is for."""
+        return named(self.config.task.name)
+
+    @property
+    def vocab(self) -> int:
+        return self._geometry(train=False).vocab
+
+    @property
+    def called(self) -> str:
+        if self._remembered:
+            return f"sizes of {self._remembered}"
+        return self.config.init.load or self.config.model.encoder
+
+    @property
+    def sizes_from_folder(self) -> bool:
+        return bool(self.config.init.load or self._remembered)
+
+    @property
+    def _remembered(self) -> Path | None:
+        told = filter(None, (self.config.workdir, self.config.init.run))
+        files = (Path(run) / SIZES for run in told)
+        return next((file for file in files if file.is_file()), None)
+
+    def plan(self, *, train: bool, suffix: int = 0) -> Plan:
+        """Args:
+            suffix: text slots, if not the config's (0).
+
+        Raises:
+            ValueError: a strategy that does not exist, or cannot be placed.
+        """
+        geometry = self._geometry(train=train, text=suffix)
+        chosen = strategies.build(self.config.strategy, geometry)
+        return make_plan(geometry, chosen, mode=self.config.model.mode)
+
+    def _geometry(self, *, train: bool, text: int = 0):
+        family = encoders.family(self.spec)
+        found = family.geometry(self.spec, text=text or self.config.text.prefix)
+        return dataclasses.replace(found, train=train)
+
+    def model(self, *, train: bool, suffix: int = 0) -> nn.Module:
+        plan = self.plan(train=train, suffix=suffix)
+        return encoders.build(self.spec, plan, self.axes.constrain)
+
+    def teacher(self, model: nn.Module) -> nn.Module | None:
+        """The same encoder without cuts."""
+        sizes = model.plan.geometry
+        if not (self.config.init.teacher and sizes.train):
+            return None
+        plain = make_plan(dataclasses.replace(sizes, train=False), ())
+        return model.clone(plan=plain)
+
+    def fresh(self, model: nn.Module, key: jax.Array) -> dict[str, Any]:
+        init, teacher = encoders.family(self.spec).init, self.teacher(model)
+        taught = {TEACHER: init(teacher, key)} if teacher else {}
+        return {**init(model, key), **taught}
+
+    def rows(self, model: nn.Module) -> tuple[Param, ...]:
+        own = encoders.family(self.spec).params(model.spec)
+        taught = [row.under(f"{TEACHER}/", "") for row in own]
+        return (
+            *own,
+            *lmm.op_params(model.plan),
+            *(taught if self.teacher(model) else ()),
+        )
+
+    def abstract_batch(self, model: nn.Module) -> dict[str, jax.ShapeDtypeStruct]:
+        size, task = self.config.data.batch_size, self.config.task
+        family = encoders.family(self.spec)
+        found = family.abstract_batch(model, size)
+        return self.task.arrays(found, self.spec.head.outputs, task.negatives)
+
+    def objective(self, model: nn.Module) -> Headed:
+        task = self.config.task
+        return Headed(
+            model,
+            self.task,
+            scale=task.scale,
+            teacher=self.teacher(model),
+            distill=task.distill,
+            temperature=task.temperature,
+            weights=self.config.train.loss_weights,
+        )
+
+    def samples(self, plan: Plan) -> PairSpec:
+        task, g = self.config.task, plan.geometry
+        return PairSpec(
+            self.images,
+            g.prefix,
+            self.tokenizer,
+            images=g.rows,
+            negatives=task.negatives * self.task.ranks if g.train else 0,
+            augment=RandAugment() if task.augment and g.train else None,
+            seed=self.config.data.seed,
+        )
+
+    @property
+    def images(self) -> ImageSpec:
+        """How an image becomes the one view that is read."""
+        vision = self.spec.vision
+        mode = self.config.image.mode
+        return ImageSpec(vision.view, mode, mean=vision.mean, std=vision.std)
+
+    def preview(self, record: Pair, plan: Plan) -> str:
+        said = ", ".join(record.answers) or {
+            k: v.tolist() for k, v in record.target.items()
+        }
+        return f"{record.text} -> {said}"
+
+    def next_commands(self) -> str:
+        return ""

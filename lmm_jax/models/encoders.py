@@ -1,0 +1,57 @@
+"""Encoders with a head, by name, and what their kinds have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import dataclasses
+from types import ModuleType
+from typing import Any
+
+from lmm_jax.models import meter, vilt
+from lmm_jax.models.heads import head
+from lmm_jax.models.meter import MeterSpec
+from lmm_jax.models.specs import vit_block
+from lmm_jax.models.vilt import ViltSpec
+
+EncoderSpec = ViltSpec | MeterSpec
+
+
+def quickstart(task: str) -> ViltSpec:
+    """A ViLT of 1 M parameters that learns within minutes on a CPU."""
+    block = vit_block(96, 4, 256, "gelu", norm_eps=1e-6)
+    found = head(task, block.width)
+    vision = vilt.patches(64, 8, block)
+    return ViltSpec(vision, block, 6, 512, 40, types=1 + found.images, head=found)
+
+
+NAMED: dict[str, Callable[[str], EncoderSpec]] = {
+    "meter-b-16": meter.b_16,
+    "quickstart-vilt": quickstart,
+    "vilt-b-32": vilt.b_32,
+}
+
+
+def named(name: str, task: str) -> EncoderSpec:
+    """Sizes of an encoder with the head of a task.
+
+    Raises:
+        ValueError: no such encoder or task; lists those that exist.
+    """
+    if name not in NAMED:
+        raise ValueError(f"model.encoder={name!r}: use one of {', '.join(NAMED)}.")
+    return NAMED[name](task)
+
+
+def classes(spec: EncoderSpec, count: int) -> EncoderSpec:
+    """The same encoder with a head of so many classes."""
+    return dataclasses.replace(spec, head=dataclasses.replace(spec.head, outputs=count))
+
+
+def family(spec: EncoderSpec) -> ModuleType:
+    """The module of a spec: `geometry`, `abstract_batch`, `init`, `params`."""
+    return {ViltSpec: vilt, MeterSpec: meter}[type(spec)]
+
+
+def build(spec: EncoderSpec, *arguments: Any) -> vilt.Vilt | meter.Meter:
+    """The model of a spec along a plan; see `Vilt`."""
+    return {ViltSpec: vilt.Vilt, MeterSpec: meter.Meter}[type(spec)](spec, *arguments)
