@@ -270,27 +270,6 @@ HUB = Names(
     norm="vilt.layernorm",
     classifier="classifier",
 )
-# Of ViLT's own code and of PuMer's, where queries, keys and values are one tensor.
-ORIGINAL = Names(
-    "vilt.transformer.blocks.{layer}.",
-    {
-        "attn_norm": "norm1",
-        "q": "attn.q",
-        "k": "attn.k",
-        "v": "attn.v",
-        "o": "attn.proj",
-        "mlp_norm": "norm2",
-        "up": "mlp.fc1",
-        "down": "mlp.fc2",
-    },
-    text="vilt.text_embeddings.",
-    patch="vilt.transformer.patch_embed.proj",
-    cls="vilt.transformer.cls_token",
-    positions="vilt.transformer.pos_embed",
-    types="vilt.token_type_embeddings.weight",
-    norm="vilt.transformer.norm",
-    classifier="",
-)
 
 
 def params(spec: ViltSpec, names: Names = HUB) -> tuple[Param, ...]:

@@ -10,6 +10,7 @@ import pytest
 from lmm_jax import losses, optim
 from lmm_jax.checkpoint.params import flatten
 from lmm_jax.depth import make_plan
+from lmm_jax.hub.families import vilt_original
 from lmm_jax.models import vilt
 from tests.golden import reference
 from tests.golden import vilt as golden
@@ -132,7 +133,7 @@ def test_rates_and_decay_of_every_parameter():
         zip(names, zip(f["out/vilt_vqa.lr_mult"], f["out/vilt_vqa.weight_decay"]))
     )
     checked = set()
-    for row in vilt.params(spec, vilt.ORIGINAL):
+    for row in vilt.params(spec, vilt_original.NAMES):
         key = row.key.format(layer=0)
         for part in "qkv":
             key = key.replace(f"attn.{part}.", "attn.qkv.")

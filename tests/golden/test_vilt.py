@@ -70,7 +70,7 @@ class OneLayer:
         mask = f["in/mask"][:, :text]
         self.state = state(text, visual, f["in/x"], mask)
         self.stack = LayerStack(self.spec, 1)
-        rows = block.params(self.spec, "", vilt.ORIGINAL.block)
+        rows = block.params(self.spec, "", vilt_original.NAMES.block)
         self.rows = [row.under("", "") for row in rows]
 
     def params(self, kind: str = "param/"):

@@ -188,7 +188,7 @@ def test_rows_and_parameters_match_one_to_one(task):
     spec = vilt.b_32(task)
     model = vilt.Vilt(spec, make_plan(vilt.geometry(spec, text=40), ()))
     abstract = jax.eval_shape(lambda k: vilt.init(model, k), jax.random.key(0))
-    for names in (vilt.HUB, vilt.ORIGINAL):
+    for names in (vilt.HUB, vilt_original.NAMES):
         check_rows(vilt.params(spec, names), abstract)
 
 

@@ -30,6 +30,27 @@ CLASSES = {
     "ViltForVisualEntailment": "snli_ve",
     "ViltForImageAndTextRetrieval": "flickr30k",
 }
+# Queries, keys and values are one tensor there; these names are of its parts.
+NAMES = vilt.Names(
+    "vilt.transformer.blocks.{layer}.",
+    {
+        "attn_norm": "norm1",
+        "q": "attn.q",
+        "k": "attn.k",
+        "v": "attn.v",
+        "o": "attn.proj",
+        "mlp_norm": "norm2",
+        "up": "mlp.fc1",
+        "down": "mlp.fc2",
+    },
+    text="vilt.text_embeddings.",
+    patch="vilt.transformer.patch_embed.proj",
+    cls="vilt.transformer.cls_token",
+    positions="vilt.transformer.pos_embed",
+    types="vilt.token_type_embeddings.weight",
+    norm="vilt.transformer.norm",
+    classifier="",
+)
 _HEADLESS = ("ViltForPreTraining", "ViltModel")
 _SCORES = {
     "mean_head": "attention",
@@ -112,7 +133,7 @@ def _own(f: Fields) -> tuple[Chosen, ...]:
 
 def rows(spec: ViltSpec) -> tuple[Param, ...]:
     """Rows in these keys, the fused tensors apart."""
-    return vilt.params(spec, vilt.ORIGINAL)
+    return vilt.params(spec, NAMES)
 
 
 def fused(spec: ViltSpec) -> Fused:
