@@ -8,7 +8,7 @@ Writes `predictions/<task>.jsonl` and `results.json` into the work directory.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 import time
 from typing import Any
@@ -16,14 +16,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from lmm_jax import cli, experiment, runs, weights
+from lmm_jax import classify, cli, experiment, runs, weights
 from lmm_jax.answer import Answerer
 from lmm_jax.data import pipeline
 from lmm_jax.decode import prepared
+from lmm_jax.depth import Plan
 from lmm_jax.depth.cost import cost
 from lmm_jax.eval import report, tasks
 from lmm_jax.experiment import Experiment
-from lmm_jax.models import lmm
 
 
 def evaluate(exp: Experiment) -> list[report.Record]:
@@ -33,6 +33,16 @@ def evaluate(exp: Experiment) -> list[report.Record]:
         ValueError: no task, or one that does not exist.
         CheckpointError: no parameters, or those of another model.
     """
+    experiment.prepare_data(exp)
+    headed = isinstance(exp, experiment.Encoding)
+    records = _classified(exp) if headed else _answered(exp)
+    if jax.process_index() == 0:
+        report.write_results(Path(exp.config.workdir) / "results.json", records)
+    return records
+
+
+def _answered(exp: experiment.Conversing) -> list[report.Record]:
+    """Of a model that gives answers."""
     settings = exp.config.eval
     if not settings.tasks:
         raise ValueError(
@@ -40,17 +50,39 @@ def evaluate(exp: Experiment) -> list[report.Record]:
             f"--config.eval.tasks=('{tasks.TASKS[0].name}',)."
         )
     chosen = [tasks.named(name) for name in settings.tasks]
-    experiment.prepare_data(exp)
     model = exp.model(train=False)
     params = prepared(weights.to_run(exp, model))
-    done = runs.trained(weights.source(exp))
     records = []
     for task in chosen:
         rows, prompt = answer(exp, params, task)
-        records += _records(exp, model, task, rows, prompt, done)
-    if jax.process_index() == 0:
-        report.write_results(Path(exp.config.workdir) / "results.json", records)
+        means = tasks.aggregate(task, rows, settings.groups)
+        common = _common(exp, model.plan, round(prompt))
+        records += [
+            report.Record(
+                **common,
+                task=task.name,
+                metric=metric,
+                category=group,
+                value=value,
+                examples=means["n"][group],
+            )
+            for metric in task.metrics
+            for group, value in means[metric].items()
+        ]
     return records
+
+
+def _classified(exp: experiment.Encoding) -> list[report.Record]:
+    """Of a model with a head."""
+    values, count = classify.evaluate(exp)
+    plan = exp.plan(train=False)
+    common = _common(exp, plan, plan.geometry.prefix)
+    return [
+        report.Record(
+            **common, task=exp.task.name, metric=metric, value=value, examples=count
+        )
+        for metric, value in values.items()
+    ]
 
 
 def answer(
@@ -89,41 +121,22 @@ def answer(
     return rows, float(np.mean([length for _, length in found]))
 
 
-def _records(
-    exp: Experiment,
-    model: lmm.LMM,
-    task: tasks.Task,
-    rows: Sequence[Mapping[str, Any]],
-    prompt: float,
-    done: Mapping[str, float],
-) -> list[report.Record]:
-    """One record per metric and group of categories, each with its cost."""
-    spent = cost(model.plan, text=round(prompt))
-    means = tasks.aggregate(task, rows, exp.config.eval.groups)
-    common = {
-        "strategy": "+".join(exp.config.strategy) or "llava",
+def _common(exp: Experiment, plan: Plan, text: int) -> dict[str, Any]:
+    """What all records of a run say: how it was made, and its cost for so much text."""
+    spent, done = cost(plan, text=text), runs.trained(weights.source(exp))
+    images = plan.geometry.images * plan.geometry.rows
+    return {
+        "strategy": "+".join(exp.config.strategy) or exp.plain,
         "setting": _setting(exp.config.strategy),
-        "task": task.name,
         "steps": int(done.get("steps", 0)),
         "seconds": round(done.get("seconds", 0.0), 1),
         "seed": exp.config.train.seed,
-        "visual_tokens": model.plan.tokens_per_image * exp.config.text.images,
+        "visual_tokens": plan.tokens_per_image * images,
         "visual_tokens_per_layer": spent.visual_average,
         "llm_tflops_per_example": spent.language / 1e12,
         "vision_tflops_per_example": (spent.vision + spent.connector) / 1e12,
         "kv_bytes": spent.kv_bytes,
     }
-    return [
-        report.Record(
-            **common,
-            metric=metric,
-            category=group,
-            value=value,
-            examples=means["n"][group],
-        )
-        for metric in task.metrics
-        for group, value in means[metric].items()
-    ]
 
 
 def _setting(chosen: Mapping[str, Mapping[str, Any]]) -> str:

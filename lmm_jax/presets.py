@@ -128,6 +128,80 @@ def llava(
     return c
 
 
+ENCODER_TEXT = {"vqav2": 32}  # tokens of a question; of other tasks' texts, 40
+
+
+def encoder(name: str, task: str) -> ml_collections.ConfigDict:
+    """An encoder with the head of a task, trained as PuMer's authors train (arXiv:
+    2305.17530, appendix, and their code): model, data, recipe.
+
+    Args:
+        name: of `lmm_jax.models.encoders`.
+        task: "vqav2", "nlvr2", "snli_ve" or "flickr30k".
+    """
+    c = llava()
+    c.name = f"{name}-{task}"
+    c.workdir = f"runs/{name}-{task}"
+    c.model = dict(
+        encoder=name,
+        dtype="auto",
+        param_dtype="float32",
+        remat="none",
+        unroll=1,
+        mode="drop",
+    )
+    c.image = dict(mode="stretch", crops=0, fine=0)
+    c.text = dict(
+        tokenizer=f"data/tokenizers/{name}", prefix=ENCODER_TEXT.get(task, 40)
+    )
+    train, evaluated = encoder_sets(task, "data")
+    c.task = dict(name=task, classes=0, negatives=15, augment=True, scale=1.0)
+    c.task.update(distill=1.0, temperature=1.0, sources=(evaluated,))
+    c.data.update(sources=(train,), group="none", parts=1)
+    c.optim.update(lr=1e-4, warmup_ratio=0.1, schedule="linear", final_lr_ratio=1e-3)
+    c.optim.update(b2=0.98, weight_decay=0.01, lr_scale=dict())
+    # By name, as they do it: a classifier's norm has none.
+    c.optim.no_decay = ("(.*/)?bias", "(text/|.*_)?norm/scale")
+    c.train.learn = (".*",)
+    c.eval.after_training = True
+    c.lora.rank = 0
+    return c
+
+
+def encoder_sets(task: str, folder: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Sources of training and of evaluation, as they are published, below a folder."""
+    images = f"{folder}/flickr30k/images"
+    karpathy = f"{folder}/flickr30k/dataset_flickr30k.json"
+
+    def vqav2(split: str) -> dict[str, str]:
+        path = f"{folder}/vqav2"
+        return dict(
+            kind="vqav2",
+            path=f"{path}/v2_OpenEnded_mscoco_{split}2014_questions.json",
+            annotations=f"{path}/v2_mscoco_{split}2014_annotations.json",
+            images=f"{folder}/coco/{split}2014",
+            answers=f"{path}/answers.json",
+        )
+
+    def nlvr2(split: str) -> dict[str, str]:
+        path = f"{folder}/nlvr2/{split}"
+        return dict(kind="nlvr2", path=f"{path}.json", images=path)
+
+    def snli_ve(split: str) -> dict[str, str]:
+        path = f"{folder}/snli_ve/snli_ve_{split}.jsonl"
+        return dict(kind="snli_ve", path=path, images=images)
+
+    def flickr30k(split: str) -> dict[str, str]:
+        return dict(kind="flickr30k", path=karpathy, images=images, split=split)
+
+    return {
+        "vqav2": (vqav2("train"), vqav2("val")),
+        "nlvr2": (nlvr2("train"), nlvr2("dev")),
+        "snli_ve": (snli_ve("train"), snli_ve("dev")),
+        "flickr30k": (flickr30k("train"), flickr30k("test")),
+    }[task]
+
+
 def documents(*, steps: int, seed: int) -> ml_collections.ConfigDict:
     """A model of 1 M parameters that learns to read generated documents on a CPU."""
     c = llava(language="quickstart-lm", vision="quickstart-vit")

@@ -130,7 +130,8 @@ class InitConfig:
         vision, language: folders of one part each: its sizes and parameters; what no
             folder holds (the projector) starts fresh.
         fresh: patterns of parameters that start fresh although they are there.
-        teacher: run or hub folder of the unreduced encoder that is imitated; "" for none.
+        teacher: run or hub folder of the unreduced encoder that is imitated, or "start",
+            which is `run` or `load`; "" for none.
     """
 
     run: str = ""

@@ -27,6 +27,7 @@ class Task:
         target: batch size and classes to the shape and dtype of what is learned.
         ranks: texts compete for an image; candidates lie on axis 1 of `tokens`.
         labels: several classes may be right, and each more or less so.
+        classes: their names, where the task has always the same.
         citation: arXiv identifier of the data set.
     """
 
@@ -35,6 +36,7 @@ class Task:
     target: Callable[[int, int], dict[str, jax.ShapeDtypeStruct]]
     ranks: bool = False
     labels: bool = False
+    classes: tuple[str, ...] = ()
     citation: str = ""
 
     def arrays(
@@ -104,8 +106,20 @@ TASKS = (
         labels=True,
         citation="1612.00837",
     ),
-    Task("nlvr2", _classes, _of("label", jnp.int32), citation="1811.00491"),
-    Task("snli_ve", _classes, _of("label", jnp.int32), citation="1901.06706"),
+    Task(
+        "nlvr2",
+        _classes,
+        _of("label", jnp.int32),
+        classes=("False", "True"),
+        citation="1811.00491",
+    ),
+    Task(
+        "snli_ve",
+        _classes,
+        _of("label", jnp.int32),
+        classes=("contradiction", "neutral", "entailment"),
+        citation="1901.06706",
+    ),
     Task(
         "flickr30k", _ranks, lambda size, classes: {}, ranks=True, citation="1412.2306"
     ),

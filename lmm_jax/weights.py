@@ -24,7 +24,9 @@ def initial(exp: Experiment, model: nn.Module) -> dict[str, Any]:
     init = exp.config.init
     found: dict[str, Any] = {}
     if (teacher := exp.teacher(model)) is not None:
-        found[TEACHER] = _whole(exp, teacher, init.teacher)
+        itself = init.teacher == "start"
+        path = (init.run or init.load) if itself else init.teacher
+        found[TEACHER] = _whole(exp, teacher, path)
     if init.run:
         loaded = runs.load_params(exp, model, init.run)
         return _completed(exp, model, {**loaded, **found})

@@ -9,7 +9,7 @@ from jax.experimental import multihost_utils
 import ml_collections
 
 from lmm_jax import config as configs
-from lmm_jax.data import documents
+from lmm_jax.data import document_tasks, documents
 from lmm_jax.data.conversation import find_template
 from lmm_jax.data.tokenizer import Tokenizer
 from lmm_jax.experiment.base import HOST_ONLY, SIZES, Experiment
@@ -47,20 +47,24 @@ def prepare_data(experiment: Experiment) -> None:
     if wanted is None:
         return
     if jax.process_index() == 0:
-        documents.generate(
+        made = (document_tasks if experiment.config.task else documents).generate(
             wanted.directory,
             train=wanted.train,
             validation=wanted.validation,
             seed=wanted.seed,
         )
-        folder = Path(wanted.directory) / "tokenizer"
-        if not folder.is_dir():
-            template = find_template(experiment.config.text.template)
-            turns = documents.turns(wanted.directory)
-            texts = [
-                template.ask.format(asked) + template.answer.format(answered)
-                for asked, answered in turns
-            ]
-            Tokenizer.train(texts, wanted.vocab).save(folder)
+        if not (Path(made) / "tokenizer").is_dir():
+            _train_tokenizer(experiment)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("documents")
+
+
+def _train_tokenizer(experiment: Experiment) -> None:
+    """On the conversations of the document set."""
+    wanted = experiment.config.documents
+    template = find_template(experiment.config.text.template)
+    texts = [
+        template.ask.format(asked) + template.answer.format(answered)
+        for asked, answered in documents.turns(wanted.directory)
+    ]
+    Tokenizer.train(texts, wanted.vocab).save(Path(wanted.directory) / "tokenizer")

@@ -10,7 +10,7 @@ import abc
 from collections.abc import Mapping
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 from flax import linen as nn
 import jax
@@ -40,6 +40,7 @@ class Experiment(abc.ABC):
 
     config: Sections
     devices: tuple[jax.Device, ...] | None = None
+    plain: ClassVar[str]  # how reports call the model without a strategy
 
     @functools.cached_property
     @abc.abstractmethod

@@ -28,6 +28,8 @@ from lmm_jax.objectives import NextToken
 class Conversing(Experiment):
     """Of vision tower, connector and language model."""
 
+    plain = "llava"
+
     @functools.cached_property
     def spec(self) -> LMMSpec:
         m = self.config.model

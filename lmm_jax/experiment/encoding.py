@@ -27,12 +27,17 @@ from lmm_jax.tasks import Task, named
 class Encoding(Experiment):
     """Of an encoder, a head and perhaps a teacher, which is the encoder without cuts."""
 
+    plain = "whole"
+
     @functools.cached_property
     def spec(self) -> EncoderSpec:
         m, task = self.config.model, self.config.task
         spec = self._sizes
         if task.classes:
             spec = encoders.classes(spec, task.classes)
+        if m.image_size:
+            vision = dataclasses.replace(spec.vision, image=m.image_size)
+            spec = dataclasses.replace(spec, vision=vision)
         return spec.replaced(
             dtype=self._dtype, param_dtype=m.param_dtype, remat=m.remat, unroll=m.unroll
         )

@@ -70,6 +70,16 @@ class ViltSpec:
     unroll: int = 1
     kind: str = "vilt"
 
+    def replaced(
+        self, *, dtype: str, param_dtype: str, remat: str, unroll: int
+    ) -> ViltSpec:
+        """The same sizes with other numerics and execution."""
+        kinds = dict(dtype=dtype, param_dtype=param_dtype)
+        block = dataclasses.replace(self.block, **kinds)
+        vision = dataclasses.replace(self.vision, block=block)
+        parts = dict(vision=vision, block=block)
+        return dataclasses.replace(self, **parts, remat=remat, unroll=unroll)
+
 
 class Vilt(nn.Module):
     """One stack over text and image, along a plan, and one vector for both.

@@ -1,0 +1,162 @@
+"""Evaluates an encoder with a head: classes of pairs, or a ranking of all with all.
+
+Letters: N images, C captions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lmm_jax import runs, weights
+from lmm_jax.data import pipeline
+from lmm_jax.data.kinds import open_source
+from lmm_jax.data.pairs import Pair
+from lmm_jax.data.sets.flickr30k import Gallery
+from lmm_jax.eval import tasks
+from lmm_jax.eval.scores import exact, recall, vqa
+from lmm_jax.experiment import Encoding
+
+
+def evaluate(exp: Encoding) -> tuple[dict[str, float], int]:
+    """Metrics in percent of the section `task`, and the number of examples.
+
+    Writes `predictions/<task>.jsonl`, or `predictions/<task>.npy`, the scores of all
+    images with all captions; those that are there are not computed again.
+
+    Raises:
+        ValueError: nothing to evaluate on, or answers that are secret.
+    """
+    sources = exp.config.task.sources
+    if len(sources) != 1:
+        raise ValueError(
+            f"config.task.sources has {len(sources)} sources: name the one to evaluate on."
+        )
+    model = exp.model(train=False)
+    params = weights.to_run(exp, model)
+    source = open_source(sources[0], train=False)
+
+    @jax.jit
+    def predict(params, batch):
+        return model.apply({"params": params}, batch, method="score")[0]["logits"]
+
+    def run(batch):
+        return predict(params, exp.place(batch))
+
+    return (_ranked if exp.task.ranks else _classified)(exp, source, run)
+
+
+def _classified(exp: Encoding, source, run) -> tuple[dict[str, float], int]:
+    names = source.vocabulary.answers if exp.task.labels else exp.task.classes
+    count = min(len(source), exp.config.eval.limit or len(source))
+    pairs = _Part(source, count)
+    samples = exp.samples(exp.plan(train=False))
+    found: dict[int, int] = {}
+    for batch in _batches(pairs, samples, exp.config.eval.batch_size):
+        best = np.asarray(jnp.argmax(run(batch), axis=-1))
+        found |= {int(i): int(b) for i, b in zip(batch["id"], best) if i >= 0}
+    scorer = vqa.official if exp.task.labels else exact.score
+    task = tasks.Task(
+        name=exp.task.name,
+        questions="",
+        images="",
+        suffix="",
+        max_new_tokens=0,
+        metrics={"accuracy": scorer},
+        citation=exp.task.citation,
+        protocol="classes",
+    )
+    rows = [_row(exp, task, pairs[i], names, found[i]) for i in range(count)]
+    if jax.process_index() == 0:
+        tasks.write_predictions(_folder(exp) / f"{task.name}.jsonl", rows)
+    if not all(row["answers"] for row in rows):
+        raise ValueError(
+            f"{exp.config.task.sources[0].path} keeps its answers secret; predictions are "
+            f"in {_folder(exp)}."
+        )
+    means = tasks.aggregate(task, rows, exp.config.eval.groups)
+    return {"accuracy": means["accuracy"]["total"]}, count
+
+
+def _row(exp, task, pair: Pair, names: Sequence[str], best: int) -> dict[str, Any]:
+    right = pair.target.get("label")
+    answers = pair.answers if right is None else (names[int(right)],)
+    return {
+        "question_id": pair.id,
+        "prompt": pair.text,
+        "text": names[best],
+        "answers": list(answers),
+        "score": tasks.score(task, names[best], answers) if answers else {},
+        "category": "",
+        "model_id": exp.config.name,
+        "metadata": {"protocol": task.protocol, "version": task.version},
+    }
+
+
+class _Part(Sequence[Pair]):
+    """The first pairs of a source."""
+
+    def __init__(self, source, count: int):
+        self._source, self._count = source, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Pair:
+        if not 0 <= index < self._count:
+            raise IndexError(index)
+        return self._source[index]
+
+
+def _batches(records, samples, size: int) -> Iterator[dict[str, np.ndarray]]:
+    return pipeline.in_order(records, samples, size)
+
+
+def _ranked(exp: Encoding, source, run) -> tuple[dict[str, float], int]:
+    gallery = source.gallery
+    scores = _scores(exp, gallery, run)
+    shares = recall.recalls(scores, gallery.image_of)
+    return {name: 100 * share for name, share in shares.items()}, len(gallery.captions)
+
+
+def _scores(exp: Encoding, gallery: Gallery, run) -> np.ndarray:
+    """Of every image with every caption, f32 [N, C], image after image."""
+    folder, size = _folder(exp), exp.config.eval.batch_size
+    file, note = folder / f"{exp.task.name}.npy", folder / f"{exp.task.name}.json"
+    whose = weights.source(exp)
+    about = {"parameters": whose, **runs.trained(whose)}
+    shape = len(gallery.images), len(gallery.captions)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (
+        file.is_file() and note.is_file() and json.loads(note.read_text()) == about
+    ):
+        empty = np.lib.format.open_memmap(file, "w+", np.float32, shape)
+        empty[:] = np.nan
+        empty.flush()
+        note.write_text(json.dumps(about))
+    scores = np.lib.format.open_memmap(file, "r+")
+    samples = exp.samples(exp.plan(train=False))
+    texts = samples.read(gallery.captions)
+    rest = -len(gallery.captions) % size
+    starts = range(0, shape[1], size)
+    texts = {k: np.pad(x, ((0, rest), (0, 0)), mode="edge") for k, x in texts.items()}
+    for i in np.flatnonzero(np.isnan(scores).any(axis=1)):
+        pair = Pair(str(i), (gallery.images[i],), "")
+        one = samples.prompt(pair, index=int(i))
+        image = {k: one[k] for k in ("images", "grid") if k in one}
+        image = {k: np.repeat(x[None], size, axis=0) for k, x in image.items()}
+        parts = ({k: x[at : at + size] for k, x in texts.items()} for at in starts)
+        found = [np.asarray(run({**image, **part})) for part in parts]
+        scores[i] = np.concatenate(found)[: shape[1], 0]
+        scores.flush()
+    return np.asarray(scores)
+
+
+def _folder(exp: Encoding) -> Path:
+    return Path(exp.config.workdir) / "predictions"
