@@ -2,9 +2,9 @@
 
     python -m lmm_jax.compare --config=configs/pooling.py --seeds=3
 
-All start from one model that has learned to read small print from all patches of the
-quadrants, and learn for 200 steps to read it from a quarter of the tokens. FlashSloth
-(arXiv:2412.04317) with windows of 2 x 2 patches.
+All start from one model that has learned to read small print from all 16 patches of the
+page and of its quadrants. Then, as FlashSloth (arXiv:2412.04317) does it, the encoder is
+frozen, and the rest learns for 700 steps to read each of them from one token.
 """
 
 from lmm_jax import config, presets
@@ -12,16 +12,16 @@ from lmm_jax import config, presets
 BASE = "read"
 FORMS = {
     BASE: dict(pool="average", window=1, queries=0),
-    "average": dict(pool="average", window=2, queries=0),
-    "average-queries": dict(pool="average", window=2, queries=4),
-    "attention": dict(pool="attention", window=2, queries=0),
-    "attention-queries": dict(pool="attention", window=2, queries=4),
+    "average": dict(pool="average", window=4, queries=0),
+    "average-queries": dict(pool="average", window=4, queries=4),
+    "attention": dict(pool="attention", window=4, queries=0),
+    "attention-queries": dict(pool="attention", window=4, queries=4),
 }
 
 
 def get_config(arg=None):
     a = config.parse(
-        arg, strategy="attention-queries", steps=200, base_steps=800, seed=0
+        arg, strategy="attention-queries", steps=700, base_steps=800, seed=0
     )
     if a.strategy not in FORMS:
         raise ValueError(f"strategy={a.strategy!r}: use one of {', '.join(FORMS)}.")
@@ -34,10 +34,14 @@ def get_config(arg=None):
     presets.hires_views(c, 4, grid="square")
     c.text.suffix += 3 * form["queries"]  # a page is asked about three times
     c.eval.suffix += form["queries"]
+    learn = ["connector", "language"]
+    if a.strategy == BASE:
+        learn.append("vision")
     if form["pool"] == "attention":
-        c.train.learn = (*c.train.learn, "strategy_flashsloth_pool")
+        learn.append("strategy_flashsloth_pool")
     if form["queries"]:
-        c.train.learn = (*c.train.learn, "strategy_flashsloth_query")
+        learn.append("strategy_flashsloth_query")
+    c.train.learn = tuple(learn)
     names = tuple(name for name in FORMS if name != BASE)
     c.compare.update(strategies=names, base=BASE, category="hires")
     return c

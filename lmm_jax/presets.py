@@ -155,7 +155,7 @@ def encoder(name: str, task: str) -> ml_collections.ConfigDict:
         tokenizer=f"data/tokenizers/{name}", prefix=ENCODER_TEXT.get(task, 40)
     )
     train, evaluated = encoder_sets(task, "data")
-    c.task = dict(name=task, classes=0, negatives=15, augment=True, scale=1.0)
+    c.task = dict(name=task, negatives=15, augment=True, scale=1.0)
     c.task.update(distill=1.0, temperature=1.0, sources=(evaluated,))
     c.data.update(sources=(train,), group="none", parts=1)
     c.optim.update(lr=1e-4, warmup_ratio=0.1, schedule="linear", final_lr_ratio=1e-3)

@@ -188,7 +188,6 @@ class TaskConfig:
 
     Attributes:
         name: "vqav2", "nlvr2", "snli_ve" or "flickr30k".
-        classes: of VQAv2, if not the published 3129 (0).
         negatives: captions of other images beside each right one, for retrieval.
         augment: RandAugment on training images.
         scale: of VQAv2's loss, which is a mean over classes: ViLT and METER multiply it by
@@ -199,7 +198,6 @@ class TaskConfig:
     """
 
     name: str
-    classes: int = 0
     negatives: int = 15
     augment: bool = True
     scale: float = 1.0

@@ -221,10 +221,10 @@ def train(config: ml_collections.ConfigDict) -> Path:
     settings = exp.config.train
     workdir = Path(exp.config.workdir)
     chief = jax.process_index() == 0
+    experiment.prepare_data(exp)  # it may say how many classes there are
     plan = exp.plan(train=True)
     if chief:
         print(table(plan), flush=True)
-    experiment.prepare_data(exp)
     if chief:
         runs.claim(config, workdir)
 

@@ -14,6 +14,7 @@ from lmm_jax import hub, strategies
 from lmm_jax.data.augment import RandAugment
 from lmm_jax.data.images import ImageSpec
 from lmm_jax.data.pairs import Pair, PairSpec
+from lmm_jax.data.vocabulary import Vocabulary
 from lmm_jax.depth import Plan, make_plan
 from lmm_jax.experiment.base import SIZES, Experiment
 from lmm_jax.models import encoders, lmm
@@ -31,10 +32,10 @@ class Encoding(Experiment):
 
     @functools.cached_property
     def spec(self) -> EncoderSpec:
-        m, task = self.config.model, self.config.task
+        m, task = self.config.model, self.task
         spec = self._sizes
-        if task.classes:
-            spec = encoders.classes(spec, task.classes)
+        if task.labels and (count := self._answers):
+            spec = encoders.classes(spec, count)
         if m.image_size:
             vision = dataclasses.replace(spec.vision, image=m.image_size)
             spec = dataclasses.replace(spec, vision=vision)
@@ -50,6 +51,13 @@ class Encoding(Experiment):
         if self._remembered:
             return hub.read_spec(hub.read_json(folder), Path(folder).parent)
         return hub.read_spec(hub.Folder(folder).config, folder)
+
+    @property
+    def _answers(self) -> int:
+        """Classes of the data's vocabulary; 0 where there is none yet."""
+        told = (source.answers for source in self.config.data.sources)
+        found = [Path(path) for path in told if path and Path(path).exists()]
+        return len(Vocabulary.read(found[0])) if found else 0
 
     @property
     def task(self) -> Task:
