@@ -25,7 +25,7 @@ def get_config(arg=None):
     c.model.unroll = 0  # XLA on CPU runs unrolled layers faster
     folder = "data/document_tasks"
     c.documents = dict(directory=folder, train=8000, validation=400, seed=0)
-    train, evaluated = presets.encoder_sets(a.task, folder)
+    train, evaluated = presets.encoder_sets(a.task, folder, coco="vqav2")
     c.data.update(sources=(train,), batch_size=32, seed=a.seed, workers=0, threads=2)
     c.task.update(augment=False, sources=(evaluated,))
     c.text.update(tokenizer=f"{folder}/tokenizer", prefix=16)

@@ -162,14 +162,17 @@ def encoder(name: str, task: str) -> ml_collections.ConfigDict:
     c.optim.update(b2=0.98, weight_decay=0.01, lr_scale=dict())
     # By name, as they do it: a classifier's norm has none.
     c.optim.no_decay = ("(.*/)?bias", "(text/|.*_)?norm/scale")
-    c.train.learn = (".*",)
+    c.train.learn = ("(?!teacher/).*",)
     c.eval.after_training = True
     c.lora.rank = 0
     return c
 
 
-def encoder_sets(task: str, folder: str) -> tuple[dict[str, str], dict[str, str]]:
-    """Sources of training and of evaluation, as they are published, below a folder."""
+def encoder_sets(
+    task: str, folder: str, coco: str = "coco"
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Sources of training and of evaluation, as they are published, below a folder;
+    `coco` is that of COCO's images."""
     images = f"{folder}/flickr30k/images"
     karpathy = f"{folder}/flickr30k/dataset_flickr30k.json"
 
@@ -179,13 +182,13 @@ def encoder_sets(task: str, folder: str) -> tuple[dict[str, str], dict[str, str]
             kind="vqav2",
             path=f"{path}/v2_OpenEnded_mscoco_{split}2014_questions.json",
             annotations=f"{path}/v2_mscoco_{split}2014_annotations.json",
-            images=f"{folder}/coco/{split}2014",
+            images=f"{folder}/{coco}/{split}2014",
             answers=f"{path}/answers.json",
         )
 
     def nlvr2(split: str) -> dict[str, str]:
-        path = f"{folder}/nlvr2/{split}"
-        return dict(kind="nlvr2", path=f"{path}.json", images=path)
+        images = f"{folder}/nlvr2/images/{split}"
+        return dict(kind="nlvr2", path=f"{folder}/nlvr2/{split}.json", images=images)
 
     def snli_ve(split: str) -> dict[str, str]:
         path = f"{folder}/snli_ve/snli_ve_{split}.jsonl"
