@@ -123,23 +123,23 @@ def observe(
     """
     shown = {}
     if "mean_attention" in names:
-        probs = _probabilities(q, keys, seen).mean((1, 2))  # [B, T, T]
+        probs = probabilities(q, keys, seen).mean((1, 2))  # [B, T, T]
         asks = state.valid / jnp.maximum(state.valid.sum(1, keepdims=True), 1)
         shown["mean_attention"] = jnp.einsum("bt,bts->bs", asks, probs)
     if "last_attention" in names:
         row = last_prompt_row(state)[:, None]
         query = jnp.take_along_axis(q, row[..., None, None], axis=1)  # [B, 1, N, H]
         visible = jnp.take_along_axis(seen.visible, row[..., None], axis=1)
-        probs = _probabilities(query, keys, Sight(visible, seen.gate))
+        probs = probabilities(query, keys, Sight(visible, seen.gate))
         shown["last_attention"] = probs.mean((1, 2))[:, 0]
     if "text_attention" in names:
         text = text_rows(state.layout)
-        probs = _probabilities(q[:, text], keys, seen.of(text))
+        probs = probabilities(q[:, text], keys, seen.of(text))
         probs = einops.rearrange(probs, "b k g r s -> b (k g) r s")
         shown["text_attention"] = probs[..., state.layout.slice("visual")]
     for name, heads in (("keys", keys.k), ("queries", q)):
         if name in names:
-            shown[name] = _mean_head(heads, rotation)
+            shown[name] = mean_head(heads, rotation)
     return Observation(**shown)
 
 
@@ -149,7 +149,7 @@ def text_rows(layout: Layout) -> np.ndarray:
     return np.delete(np.arange(layout.length), visual)
 
 
-def _mean_head(heads: Array, rotation: Rotation | None) -> Array:
+def mean_head(heads: Array, rotation: Rotation | None = None) -> Array:
     """f32 [B, T, H] of [B, T, N, H], turned back: alike where the content is."""
     mean = heads.astype(jnp.float32).mean(axis=2, keepdims=True)
     if rotation is not None:
@@ -194,8 +194,8 @@ def _joined(parts: list[Array]) -> Array:
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
 
 
-def _probabilities(q: Array, keys: Keys, seen: Sight) -> Array:
-    """f32 [B, K, G, T, S]."""
+def probabilities(q: Array, keys: Keys, seen: Sight) -> Array:
+    """What each query gives to each key, f32 [B, K, G, T, S]."""
     shares, total = _shares(*_logits(q, ((keys, seen),)), seen.share)
     return shares / jnp.maximum(total, TINY)
 
