@@ -11,6 +11,8 @@ from lmm_jax.depth.edits import CONNECTOR, Edit, Inject, Query, Reduce, Site, Tu
 from lmm_jax.depth.geometry import Geometry
 from lmm_jax.depth.state import OBSERVABLE
 
+ACROSS = {"text_attention", "keys", "queries"}  # what two streams show of `OBSERVABLE`
+
 
 def names(edits: Sequence[Edit]) -> None:
     """They are unique."""
@@ -78,6 +80,24 @@ def sites(reduces: Sequence[Reduce]) -> None:
             raise ValueError(
                 f"{other} and {edit.name} both cut {edit.span!r} at {edit.at}; move one "
                 "to another layer, or write one op that composes them."
+            )
+
+
+def streams(edits: Sequence[Edit]) -> None:
+    """Between two streams nothing but reductions, of what their attentions show."""
+    for edit in edits:
+        if isinstance(edit, Tune):
+            continue
+        if not isinstance(edit, Reduce) or edit.at == CONNECTOR:
+            raise ValueError(
+                f"{edit.name} acts on the one sequence of a language model, and this model "
+                "has a stream for the text and one for the image: use reductions before or "
+                "inside its layers."
+            )
+        if missing := set(edit.observe) - ACROSS:
+            raise ValueError(
+                f"{edit.name} observes {', '.join(sorted(missing))}, but streams that "
+                f"attend to each other show {', '.join(sorted(ACROSS))}."
             )
 
 

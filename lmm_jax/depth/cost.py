@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import dataclasses
 from typing import Literal
 
-from lmm_jax.depth.geometry import StackGeometry
+from lmm_jax.depth.geometry import Geometry, StackGeometry
 from lmm_jax.depth.layout import Layout
 from lmm_jax.depth.planner import Cut, Fold, Layer, Plan, Step
 
@@ -45,6 +45,7 @@ class Cost:
     Attributes:
         vision, connector, head: FLOPs of the vision stack over all views, of the
             projector, and of the logits of the last token, or of what an encoder predicts.
+        words: FLOPs of the text's own tower, if it has one.
         steps: the language stack.
         decode: FLOPs of the first decoded token, head included; 0 in an encoder.
     """
@@ -54,6 +55,7 @@ class Cost:
     head: float
     steps: tuple[StepCost, ...]
     decode: float
+    words: float = 0.0
 
     @property
     def language(self) -> float:
@@ -62,7 +64,8 @@ class Cost:
 
     @property
     def prefill(self) -> float:
-        return self.vision + self.connector + self.language + self.head
+        towers = self.vision + self.words
+        return towers + self.connector + self.language + self.head
 
     @property
     def kv_bytes(self) -> int:
@@ -109,7 +112,8 @@ def cost(
         weight_flops(g.language) + pair_flops(g.language) * count for count in keys
     )
     decode = decode if g.language.causal else 0.0
-    return Cost(_vision_flops(plan, pairs), connector, head, steps, decode)
+    vision, own = _vision_flops(plan, pairs), _text_flops(g, words, pairs)
+    return Cost(vision, connector, head, steps, decode, own)
 
 
 def _projected(plan: Plan) -> int:
@@ -160,7 +164,7 @@ def train_flops(plan: Plan, *, frozen_vision: bool, pairs: Pairs = "visible") ->
     g, c = plan.geometry, cost(plan, pairs=pairs)
     head = c.head * (g.prefix + g.suffix if g.language.causal else 1)
     return (1 if frozen_vision else 3) * c.vision + 3 * (
-        c.connector + c.language + head
+        c.words + c.connector + c.language + head
     )
 
 
@@ -175,6 +179,14 @@ def _vision_flops(plan: Plan, pairs: Pairs) -> float:
         else:
             flops += views * _layers(step) * layer_flops(g.vision, tokens, pairs)
     return flops
+
+
+def _text_flops(g: Geometry, words: int, pairs: Pairs) -> float:
+    """The text's own tower and what brings its width to that of the language stack."""
+    if g.text is None:
+        return 0.0
+    layers = g.text.depth * layer_flops(g.text, words, pairs)
+    return layers + 2.0 * words * g.text.width * g.language.width
 
 
 def _steps(
@@ -193,7 +205,8 @@ def _steps(
         tokens = visual + words
         flops = _layers(step) * layer_flops(stack, tokens, pairs)
         if isinstance(step, Layer) and step.between:
-            flops -= _mlp_flops(stack) * _removed(layout, after)
+            left = text - _gone(plan, after), after.count("visual")
+            flops -= _spared(stack, (words, visual), left)
         flops *= plan.geometry.rows
         kept = _layers(step) * kv_bytes(stack, tokens, bytes_per_value)
         yield StepCost(step, visual, words, flops, kept)
@@ -209,9 +222,25 @@ def _layers(step: Step) -> int:
     return 0 if isinstance(step, Cut) else step.stop - step.start
 
 
-def _mlp_flops(stack: StackGeometry) -> float:
-    return 2.0 * (3 if stack.gated else 2) * stack.width * stack.hidden
+def _spared(
+    stack: StackGeometry, before: tuple[int, int], after: tuple[int, int]
+) -> float:
+    """What a cut between attention and MLP spares its layer.
 
-
-def _removed(before: Layout, after: Layout) -> int:
-    return before.length - after.length
+    Args:
+        before, after: text and visual tokens. In two streams the cut lies in the text's
+            block, so the image's block is shorter as a whole.
+    """
+    (words, visual), (left, patches) = before, after
+    mlp = 2.0 * (3 if stack.gated else 2) * stack.width * stack.hidden
+    spared = mlp * (words - left + visual - patches)
+    if stack.cross:
+        own, keys = (
+            4.0 * stack.width * n * stack.head_dim
+            for n in (stack.heads, stack.kv_heads)
+        )
+        read = left if stack.cross == "sequential" else words
+        spared += (visual - patches) * (2 * own + keys) + (words - read) * keys
+        pairs = visual * (visual + words) - patches * (patches + read)
+        spared += pairs * pair_flops(stack)
+    return spared

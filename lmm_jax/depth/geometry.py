@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 from lmm_jax.depth.layout import Layout
 
@@ -19,7 +20,9 @@ class StackGeometry:
         gated: three MLP matrices instead of two.
         causal: tokens see only earlier positions.
         parallel: attention and MLP read the same input, so nothing lies between them.
-        cross: a second attention, to another sequence, lies between them.
+        cross: tokens are of two streams, text and image, and between the two there is an
+            attention to the other one. In a layer text comes first; the image then reads
+            what has become of it ("sequential") or what it was ("parallel").
     """
 
     depth: int
@@ -31,7 +34,7 @@ class StackGeometry:
     gated: bool
     causal: bool
     parallel: bool = False
-    cross: bool = False
+    cross: Literal["sequential", "parallel"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +60,7 @@ class Geometry:
         passes: images of `patches` that the vision layers read for one view.
         fine: every view comes again as fine x fine views of the same area; 0: it does not.
         image_class: a [CLS] token of the image leads the visual span.
+        text: the text's own tower, before the language stack; None without one.
         rows: sequences of an example, such as each of its images with the text.
         head: entries of the matrices of one prediction; None: of the next token.
         dtype, param_dtype: of computation and of parameters, for ops that learn.
@@ -81,6 +85,7 @@ class Geometry:
     passes: int = 1
     fine: int = 0
     image_class: bool = False
+    text: StackGeometry | None = None
     rows: int = 1
     head: int | None = None
     dtype: str = "float32"

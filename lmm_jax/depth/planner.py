@@ -160,6 +160,8 @@ def make_plan(
     for edit in reduces:
         check.reduce(edit, geometry)
     check.sites(reduces)
+    if geometry.language.cross:
+        check.streams(edits)
     injects, stacked = _injects(edits, "language"), _injects(edits, "vision")
     for edit in injects:
         check.inject(edit, geometry.language.depth)

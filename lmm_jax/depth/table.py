@@ -26,6 +26,8 @@ def table(plan: Plan, *, text: int | None = None, bytes_per_value: int = 2) -> s
     if any(edit.projects for edit in plan.injects):
         rows.append(_in_context(plan, args))
     rows.append(("vision", "", "", "", _giga(this.vision), "", _views(plan)))
+    if this.words:
+        rows.append(("text", "", "", "", _giga(this.words), "", "a tower of its own"))
     if this.connector:
         rows.append(("projector", "", "", "", _giga(this.connector), "", ""))
     decodes = plan.geometry.language.causal

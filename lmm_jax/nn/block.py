@@ -90,7 +90,6 @@ class BlockSpec:
             gated=self.gated,
             causal=self.causal,
             parallel=self.parallel,
-            cross=self.cross,
         )
 
 
