@@ -24,10 +24,11 @@ from lmm_jax.hub.fields import Fields
 from lmm_jax.hub.folder import Folder
 from lmm_jax.hub.fused import Split, fused_of, joined
 from lmm_jax.hub.positions import at_size
+from lmm_jax.models.meter import MeterSpec
 from lmm_jax.models.specs import LanguageSpec, LMMSpec, VisionSpec
 from lmm_jax.models.vilt import ViltSpec
 
-Spec = VisionSpec | LanguageSpec | LMMSpec | ViltSpec
+Spec = VisionSpec | LanguageSpec | LMMSpec | ViltSpec | MeterSpec
 # Original code that saves under another layout's model type, and a field that betrays it:
 # LLaVA's first releases and PuMer under what is the name of that of `transformers` now,
 # FlashSloth under that of its language model.

@@ -17,6 +17,7 @@ from lmm_jax.hub.families import (
     llava,
     llava_next,
     llava_original,
+    meter,
     phi,
     phi3,
     qwen3_vl,
@@ -38,5 +39,6 @@ ALL = (
     qwen3_vl,
     vilt,
     vilt_original,
+    meter,
 )
 FAMILIES = {kind: f for f in ALL for kind in f.KINDS}
