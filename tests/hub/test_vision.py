@@ -85,6 +85,36 @@ def test_features_of_every_layer_equal_transformers(tower, tmp_path_factory):
     check()
 
 
+def test_all_tokens_after_the_last_norm(tmp_path_factory):
+    """What METER reads: [CLS] too, of CLIP without its last layer."""
+
+    @FEW
+    @given(fields=sizes())
+    def check(fields):
+        folder = tmp_path_factory.mktemp("clip")
+        depth = fields["num_hidden_layers"] + 1
+        config = transformers.CLIPVisionConfig(**fields | {"num_hidden_layers": depth})
+        model = scramble(transformers.CLIPVisionModel(config))
+        model.save_pretrained(folder)
+        spec = hub.tower_spec(folder, -2)
+        params = hub.load(hub.Folder(folder), spec, abstract(spec))
+        pixels = np.random.default_rng(0).normal(size=(2, 3, spec.image, spec.image))
+        with torch.no_grad():
+            found = model(torch.tensor(pixels).float(), output_hidden_states=True)
+            norm = getattr(model, "vision_model", model).post_layernorm
+            theirs = norm(found.hidden_states[-2]).numpy()
+        ours = VisionTransformer(spec).apply(
+            {"params": params},
+            pixels.transpose(0, 2, 3, 1).astype(np.float32),
+            (Scan(0, spec.run),),
+            method="tokens",
+        )
+        bound = 1e-5 * np.abs(theirs).max()
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=bound)
+
+    check()
+
+
 WHOLE = {
     "clip": (transformers.CLIPConfig, transformers.CLIPModel),
     "siglip": (transformers.SiglipConfig, transformers.SiglipModel),

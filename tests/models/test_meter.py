@@ -92,9 +92,21 @@ def test_as_the_authors_have_it_empty_slots_do_decide():
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_hiding_equals_dropping(order):
-    dropped, hidden = (planned(tiny(order), mode, **CUTS) for mode in ("drop", "mask"))
+    cuts = CUTS | dict(text=0.0)
+    dropped, hidden = (planned(tiny(order), mode, **cuts) for mode in ("drop", "mask"))
     found = [logits(model, params(), batch(pads=1)) for model in (dropped, hidden)]
     np.testing.assert_allclose(*found, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gradients_are_finite_and_reach_every_part(dtype):
+    kinds = dict(dtype=dtype, param_dtype="float32", remat="full", unroll=1)
+    model = planned(tiny("sequential").replaced(**kinds), **CUTS)
+    loss = jax.jit(jax.grad(lambda p: logits(model, p, batch(pads=1)).sum()))
+    for path, slope in jax.tree_util.tree_leaves_with_path(loss(params())):
+        assert jnp.isfinite(slope).all(), path
+        shifts_all_keys_alike = path[-1].key == "bias" and path[-2].key.endswith("k")
+        assert shifts_all_keys_alike or jnp.abs(slope).max() > 0, path
 
 
 @pytest.mark.parametrize("order", ORDERS)
