@@ -9,7 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmm_jax.ops.merge import averages, matched, mergeable
+from lmm_jax.ops import merge
+from lmm_jax.ops.merge import mergeable
+
+matched = jax.jit(merge.matched, static_argnums=1)
+averages = jax.jit(merge.averages, static_argnums=1)
 
 MANY = settings(max_examples=25, deadline=None, derandomize=True)
 EXAMPLE = np.radians([0, 10, 100, 12, 60, 110, 200])  # angles of seven keys
@@ -23,8 +27,8 @@ MERGED = {
 @st.composite
 def merges(draw):
     """Keys [B, T, H], a count, and how many tokens of each row are real."""
-    tokens = draw(st.integers(3, 24))
-    count = draw(st.integers(0, mergeable(tokens)))
+    tokens = draw(st.sampled_from([3, 12, 23]))  # each is a program of its own
+    count = draw(st.sampled_from([0, 1, mergeable(tokens)]))
     rng = np.random.default_rng(draw(st.integers(0, 2**16)))
     real = rng.integers(2, tokens + 1, 3)
     return rng.normal(size=(3, tokens, 4)).astype(np.float32), count, real
@@ -132,7 +136,7 @@ def test_padding_at_even_places_is_merged_before_real_tokens():
 
 def test_zero_keys_and_bfloat16_are_fine():
     keys = jnp.zeros((2, 8, 4), jnp.bfloat16).at[1].set(1.0)
-    slots = jax.jit(matched, static_argnums=1)(keys, 3)
+    slots = matched(keys, 3)
     assert len(set(np.asarray(slots)[0])) == 5
     alone = jax.vmap(lambda row: matched(row[None], 3)[0])(keys)
     np.testing.assert_array_equal(slots, alone)
