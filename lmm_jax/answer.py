@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from lmm_jax.data import pipeline
 from lmm_jax.data.pipeline import Question
-from lmm_jax.data.placement import SampleSpec, sample
+from lmm_jax.data.placement import SampleSpec
 from lmm_jax.data.sources import Record
 from lmm_jax.decode import Generator, Sampling, TextStream, words
 from lmm_jax.experiment import Experiment
@@ -108,7 +108,7 @@ class Answerer:
         Raises:
             BadRecord: a conversation that does not fit, or an image that cannot be read.
         """
-        one = sample(record, self.samples, index=0, prompt=True)
+        one = self.samples.prompt(record, index=0)
         generator, arrays = self._fitted(
             {k: np.asarray(x)[None] for k, x in one.items()}
         )

@@ -22,7 +22,6 @@ from lmm_jax import evaluate, experiment, partition, runs, train, weights
 from lmm_jax.checkpoint.state import CheckpointError
 from lmm_jax.data import pipeline
 from lmm_jax.data.pipeline import TooManyBadRecords
-from lmm_jax.data.placement import sample
 from lmm_jax.models import lmm
 from tests.small import small_config, write_config
 
@@ -186,7 +185,7 @@ def test_packed_rows_have_the_loss_and_gradients_of_their_samples(tmp_path):
     config.text.images, config.data.pack = 1, 1
     plain = experiment.build(config)
     samples = plain.samples(plain.plan(train=True))
-    rows = [sample(source[index], samples, index=index) for index in ids]
+    rows = [samples.sample(source[index], index=index) for index in ids]
     alone = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
     (ours, scalars), (theirs, expected) = updated(packed, batch), updated(plain, alone)
     for name in ("loss", "tokens", "accuracy", "grad_norm"):

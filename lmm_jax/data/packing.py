@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from lmm_jax.data.conversation import Encoded
-from lmm_jax.data.placement import SampleSpec, arranged, sample
+from lmm_jax.data.placement import SampleSpec, arranged
 from lmm_jax.data.sources import BadRecord, Mixture
 
 OPEN = 64  # rows that may still take samples
@@ -115,7 +115,7 @@ class Packer:
         for index in self.rows(position):
             try:
                 record = self.source[index]
-                samples.append(sample(record, self.spec, index=index, snug=True))
+                samples.append(self.spec.sample(record, index=index, snug=True))
             except BadRecord:
                 skipped.append(index)
         ids = [found["id"] for found in samples]

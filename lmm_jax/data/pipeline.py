@@ -13,7 +13,7 @@ import contextlib
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from absl import flags
 import grain
@@ -21,7 +21,7 @@ import numpy as np
 
 from lmm_jax.data import grouping, packing
 from lmm_jax.data.conversation import MARKER
-from lmm_jax.data.placement import SampleSpec, sample
+from lmm_jax.data.placement import SampleSpec
 from lmm_jax.data.sources import (
     BadRecord,
     LlavaJson,
@@ -158,19 +158,38 @@ def open_sources(config: DataConfig) -> Mixture:
     return Mixture(sources, weights or None)
 
 
+class Samples(Protocol):
+    """How records become samples; each kind of record has its own."""
+
+    def sample(self, record: Any, *, index: int, position: int) -> dict[str, Any]:
+        """What is learned from a record: arrays, and `id` and `skipped` for the host.
+
+        Args:
+            index: of the record, stored as `id`.
+            position: in the stream; whatever is drawn is a function of (seed, position).
+
+        Raises:
+            BadRecord: whatever keeps it from training.
+        """
+
+    def prompt(self, record: Any, *, index: int) -> dict[str, Any]:
+        """What is asked about a record, with nothing drawn."""
+
+
 @dataclasses.dataclass(frozen=True)
 class _Sampler:
     """Position in the stream -> sample; the next good record replaces a bad one."""
 
     source: Mixture
     order: grain.MapDataset
-    spec: SampleSpec
+    spec: Samples
 
     def __call__(self, position: int, index: int) -> dict[str, Any]:
         for ahead in range(LOOKAHEAD):
             other = int(self.order[position + ahead])
             try:
-                found = sample(self.source[other], self.spec, index=other)
+                record = self.source[other]
+                found = self.spec.sample(record, index=other, position=position)
             except BadRecord as error:
                 last = error
                 continue
@@ -184,22 +203,22 @@ class _Sampler:
 
 @dataclasses.dataclass(frozen=True)
 class _Prompter:
-    """Row -> prompt of a question; row -1 pads the last batch."""
+    """Row -> prompt of a record; row -1 pads the last batch."""
 
-    questions: tuple[Question, ...]
-    spec: SampleSpec
+    records: Sequence[Any]
+    spec: Samples
 
     def __call__(self, row: int) -> dict[str, Any]:
-        question = self.questions[row]
+        record = self.records[range(len(self.records))[row]]
         try:
-            return sample(question.record, self.spec, index=row, prompt=True)
+            return self.spec.prompt(record, index=row)
         except BadRecord as error:
-            raise BadRecord(error.kind, f"question {question.id}: {error}") from error
+            raise BadRecord(error.kind, f"question {record.id}: {error}") from error
 
 
 def train_batches(
     source: Mixture,
-    spec: SampleSpec,
+    spec: Samples,
     config: DataConfig,
     *,
     process_index: int = 0,
@@ -237,13 +256,32 @@ def prompts(
     Raises:
         BadRecord: a question that cannot be asked; skipping it would change the score.
     """
-    rows = [*range(len(questions)), *[-1] * (-len(questions) % batch_size)]
-    asked = grain.MapDataset.source(rows).map(_Prompter(tuple(questions), spec))
+    records = [question.record for question in questions]
+    return in_order(
+        records,
+        spec,
+        batch_size,
+        process_index=process_index,
+        process_count=process_count,
+    )
+
+
+def in_order(
+    records: Sequence[Any],
+    spec: Samples,
+    batch_size: int,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Batches of the prompts of records, which may be a source; see `prompts`."""
+    rows = [*range(len(records)), *[-1] * (-len(records) % batch_size)]
+    asked = grain.MapDataset.source(rows).map(_Prompter(records, spec))
     batches = _own_rows(asked, batch_size, process_index, process_count)
     return iter(batches.to_iter_dataset(_read_options(threads=4, prefetch=4)))
 
 
-def _samples(source: Mixture, spec: SampleSpec, config: DataConfig) -> grain.MapDataset:
+def _samples(source: Mixture, spec: Samples, config: DataConfig) -> grain.MapDataset:
     """The endless stream of samples."""
     order = _order(source, config)
     return order.map_with_index(_Sampler(source, order, spec))
@@ -307,10 +345,10 @@ class TooManyBadRecords(RuntimeError):
     """More records were skipped than the config allows; the message lists them."""
 
 
-def explain(source: Mixture, index: int, spec: SampleSpec) -> str:
+def explain(source: Mixture, index: int, spec: Samples) -> str:
     """Why a record was skipped, by trying it again; "" if it is good now."""
     try:
-        sample(source[index], spec, index=index)
+        spec.sample(source[index], index=index, position=0)
     except BadRecord as error:
         return str(error)
     return ""
@@ -319,7 +357,7 @@ def explain(source: Mixture, index: int, spec: SampleSpec) -> str:
 class SkipLedger:
     """Counts and names the distinct records skipped, and tolerates `limit` of them."""
 
-    def __init__(self, limit: int, source: Mixture, spec: SampleSpec):
+    def __init__(self, limit: int, source: Mixture, spec: Samples):
         self.limit, self.reasons = limit, {}
         self._source, self._spec = source, spec
 

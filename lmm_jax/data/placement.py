@@ -106,6 +106,55 @@ class SampleSpec:
         encode = conversation.prompt if prompt else conversation.encode
         return encode(turns, self.template, self.tokenizer, queries=self.slots.queries)
 
+    def sample(
+        self, record: Record, *, index: int, position: int = 0, snug: bool = False
+    ) -> dict[str, Any]:
+        """One record as the arrays of a batch, without the batch axis.
+
+        I images, C views each, T text slots, V visual tokens an image.
+
+        Args:
+            index: stored as `id`.
+            position: in the stream; a conversation has nothing that is drawn.
+            snug: only the slots that the record fills, all text in the suffix, as
+                `lmm_jax.data.packing` puts them together.
+
+        Returns:
+            The arrays of `look` and of `place`. For the host alone id int64 [], and skipped
+            int64 [], a bad record in whose place this one stands, else -1. A packed row has
+            both as int64 [N], for the N samples that it may hold, -1 where there is none.
+
+        Raises:
+            BadRecord: whatever keeps it from training, "unsupervised" included.
+        """
+        encoded = self.encode(record.turns)
+        opened = [images.load(image) for image in record.images]
+        filled = (len(encoded.tokens), len(opened))
+        slots = self.slots.filled(*filled) if snug else self.slots
+        arrays = arranged(encoded, opened, self, slots, truncate=self.truncate)
+        if not arrays["loss_mask"].any():
+            raise BadRecord(
+                "unsupervised",
+                f"record {record.id!r} has no answer token left to learn",
+            )
+        return {**arrays, **numbers(index)}
+
+    def prompt(self, record: Record, *, index: int) -> dict[str, Any]:
+        """The same up to the header of the answer that is to be generated; never cut, as
+        that would lose the header.
+
+        Raises:
+            BadRecord: as `sample`.
+        """
+        encoded = self.encode(record.turns, prompt=True)
+        opened = [images.load(image) for image in record.images]
+        return {**arranged(encoded, opened, self, self.slots), **numbers(index)}
+
+
+def numbers(index: int) -> dict[str, np.int64]:
+    """What a sample says to the host alone; see `SampleSpec.sample`."""
+    return {"id": np.int64(index), "skipped": np.int64(-1)}
+
 
 def place(
     encoded: Encoded,
@@ -215,46 +264,6 @@ def place(
         visual[:image_count] = found
         placed |= {"coords": fill(coords), "visual_coords": visual.reshape(-1, 3)}
     return placed
-
-
-def sample(
-    record: Record,
-    spec: SampleSpec,
-    *,
-    index: int,
-    prompt: bool = False,
-    snug: bool = False,
-) -> dict[str, Any]:
-    """One record as the arrays of a batch, without the batch axis.
-
-    I images, C views each, T text slots, V visual tokens an image.
-
-    Args:
-        index: stored as `id`.
-        prompt: end at the header of the answer that is to be generated.
-        snug: only the slots that the record fills, all text in the suffix, as
-            `lmm_jax.data.packing` puts them together.
-
-    Returns:
-        The arrays of `look` and of `place`. For the host alone id int64 [], and skipped
-        int64 [], a bad record in whose place this one stands, else -1. A packed row has
-        both as int64 [N], for the N samples that it may hold, -1 where there is none.
-
-    Raises:
-        BadRecord: whatever keeps it from training, "unsupervised" included.
-    """
-    encoded = spec.encode(record.turns, prompt=prompt)
-    opened = [images.load(image) for image in record.images]
-    filled = (len(encoded.tokens), len(opened))
-    slots = spec.slots.filled(*filled) if snug else spec.slots
-    # A cut prompt would lose the header that asks for the answer.
-    truncate = spec.truncate and not prompt
-    arrays = arranged(encoded, opened, spec, slots, truncate=truncate)
-    if not prompt and not arrays["loss_mask"].any():
-        raise BadRecord(
-            "unsupervised", f"record {record.id!r} has no answer token left to learn"
-        )
-    return {**arrays, "id": np.int64(index), "skipped": np.int64(-1)}
 
 
 def arranged(

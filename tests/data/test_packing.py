@@ -21,7 +21,7 @@ from lmm_jax.data.pipeline import (
     open_sources,
     train_batches,
 )
-from lmm_jax.data.placement import Slots, sample
+from lmm_jax.data.placement import Slots
 from tests.data.conftest import row
 from tests.data.test_pipeline import assert_same, spoil, take
 
@@ -157,7 +157,7 @@ def test_a_row_holds_its_samples_and_nothing_else(make, wide):
         assert len(ids) > 1
         text = images = 0
         for segment, index in enumerate(ids):
-            sole = sample(source[index], alone, index=index)
+            sole = alone.sample(source[index], index=index)
             length, count = sole["valid"].sum(), len(source[index].images)
             for keys, start, size in (
                 (TEXT, text, length),
@@ -239,7 +239,7 @@ def test_a_record_longer_than_a_row_is_cut_or_left_out_as_without_packing(
     assert sorted(listed(batches)) == [0, 1, 2]
     alone = next(batch for batch in batches if 1 in batch["id"])
     slots = dataclasses.replace(SLOTS, prefix=0, suffix=SLOTS.text)
-    sole = sample(source[1], dataclasses.replace(cut, slots=slots), index=1)
+    sole = dataclasses.replace(cut, slots=slots).sample(source[1], index=1)
     for key in ("tokens", "positions", "loss_mask", "images", "visual_valid"):
         np.testing.assert_array_equal(alone[key][0], sole[key])
 

@@ -22,7 +22,6 @@ from lmm_jax.data.pipeline import (
     open_sources,
     train_batches,
 )
-from lmm_jax.data.placement import sample
 from tests.data.conftest import row
 
 CONTRACT = {  # per sample: I, C, T and V of the `spec` fixture
@@ -205,12 +204,12 @@ def test_text_only_and_several_images(make, spec, tmp_path):
     del text["image"]
     two["image"] = ["1.png", "2.png"]
     source, _ = make([text, two])
-    found = sample(source[0], spec, index=0)
+    found = spec.sample(source[0], index=0)
     assert not found["visual_valid"].any()
     assert not found["views"].any()
     assert explain(source, 1, spec).startswith("too many images")
     slots = dataclasses.replace(spec.slots, images=2)
-    found = sample(source[1], dataclasses.replace(spec, slots=slots), index=1)
+    found = dataclasses.replace(spec, slots=slots).sample(source[1], index=1)
     assert found["images"].shape[:2] == (2, 5)
     assert found["visual_valid"].all()
     assert found["visual_positions"].tolist() == list(range(7, 15))

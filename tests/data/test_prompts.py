@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from lmm_jax.data.pipeline import Question, prompts, read_questions
-from lmm_jax.data.placement import sample
 from lmm_jax.data.sources import BadRecord, LlavaJson
 from tests.data.conftest import row
 
@@ -36,7 +35,7 @@ def test_prompts_cover_every_question_once(spec):
 
 def test_a_prompt_is_the_training_sample_without_its_answer(dataset, spec, tmp_path):
     source = LlavaJson(dataset([row(0)]), tmp_path)
-    trained = sample(source[0], spec, index=0)
+    trained = spec.sample(source[0], index=0)
     asked = Question("q", (str(tmp_path / "0.png"),), "What?")
     (batch,) = prompts([asked], spec, 1)
     kept = batch["valid"][0]
