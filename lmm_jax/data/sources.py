@@ -1,4 +1,4 @@
-"""Where records come from: LLaVA JSON, JSON lines, TFDS folders, mixtures.
+"""Where records come from: JSON lists, JSON lines, TFDS folders, mixtures.
 
 Sources are random access, so that the order of training is a function of (seed, epoch,
 index) and nothing else. A source answers `len`, `[index]` and `name(index)`, pickles
@@ -7,31 +7,16 @@ small, and raises `BadRecord` for a record that cannot be used.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 import dataclasses
 import json
 from pathlib import Path
-import re
 from typing import Any, Protocol
 
 import grain
 import numpy as np
 
-
-class BadRecord(ValueError):
-    """One record that cannot become a sample.
-
-    Attributes:
-        kind: the class of fault, for counting ("missing image", "too long", ...).
-        reason: the value, the rule and the remedy.
-    """
-
-    def __init__(self, kind: str, reason: str):
-        super().__init__(kind, reason)  # both in args: it must survive pickling
-        self.kind, self.reason = kind, reason
-
-    def __str__(self) -> str:
-        return f"{self.kind}: {self.reason}"
+from lmm_jax.data.rows import BadRecord, JsonRows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,46 +44,36 @@ class Source(Protocol):
     def name(self, index: int) -> str: ...
 
 
-class LlavaJson:
-    """A LLaVA file: a JSON list, or one JSON object per line.
-
-    Only byte offsets stay in memory (16 bytes a record), whatever the file's size.
+class JsonSource:
+    """Records of a file of JSON objects, each on its own; see `JsonRows`.
 
     Args:
-        path: the file.
+        path: a JSON list, or one JSON object per line.
         image_root: folder that the records' image paths are relative to.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: a list that is not JSON, with line and column. A bad line of JSON
-            lines, or a malformed record, is a `BadRecord` when that record is read.
     """
 
     def __init__(self, path: str | Path, image_root: str | Path = ""):
-        self.path, self.image_root = Path(path), Path(image_root)
-        if not self.path.is_file():
-            raise FileNotFoundError(f"no data file {self.path}; give a .json or .jsonl")
-        with self.path.open("rb") as file:
-            is_list = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
-        spans = _list_spans(self.path) if is_list else _line_spans(self.path)
-        self._spans = np.array(list(spans), np.int64).reshape(-1, 2)
+        self.rows, self.image_root = JsonRows(path), Path(image_root)
 
     def __len__(self) -> int:
-        return len(self._spans)
+        return len(self.rows)
 
     def name(self, index: int) -> str:
-        return f"{self.path}[{index}]"
+        return self.rows.name(index)
 
-    def __getitem__(self, index: int) -> Record:
-        start, end = self._spans[index].tolist()
-        with self.path.open("rb") as file:
-            file.seek(start)
-            text = file.read(end - start)
-        try:
-            return parse(json.loads(text), index, self.image_root)
-        except ValueError as error:
-            reason = error.reason if isinstance(error, BadRecord) else str(error)
-            raise BadRecord("malformed", f"{self.name(index)}: {reason}") from error
+    def __getitem__(self, index: int) -> Any:
+        return self.rows.read(index, lambda row: self.parse(row, index))
+
+    def parse(self, row: Any, index: int) -> Any:
+        """The record of an object; BadRecord, KeyError or TypeError where it is not one."""
+        raise NotImplementedError
+
+
+class LlavaJson(JsonSource):
+    """A LLaVA file."""
+
+    def parse(self, row: Any, index: int) -> Record:
+        return parse(row, index, self.image_root)
 
 
 def parse(row: Any, index: int, image_root: Path) -> Record:
@@ -132,40 +107,6 @@ def image_paths(value: Any, image_root: Path) -> tuple[str, ...]:
     if not all(isinstance(path, str) and path for path in paths):
         raise BadRecord("malformed", f"'image' is a path or a list, not {value!r:.60}")
     return tuple(str(image_root / path) for path in paths)
-
-
-def _line_spans(path: Path) -> Iterator[tuple[int, int]]:
-    """Byte spans of the lines that are not blank."""
-    end = 0
-    with path.open("rb") as file:
-        for line in file:
-            start, end = end, end + len(line)
-            if line.strip():
-                yield start, end
-
-
-def _list_spans(path: Path) -> Iterator[tuple[int, int]]:
-    """Byte spans of the elements of a JSON list."""
-    text = path.read_bytes().decode()  # read_text would translate line ends
-    read, blank = json.JSONDecoder().raw_decode, re.compile(r"[ \t\r\n]*").match
-    position = blank(text, text.index("[") + 1).end()
-    byte, counted = 0, 0  # text[:counted] is `byte` bytes long
-    try:
-        while text[position : position + 1] != "]":
-            _, end = read(text, position)
-            start_byte = byte + len(text[counted:position].encode())
-            byte, counted = start_byte + len(text[position:end].encode()), end
-            yield start_byte, byte
-            position = blank(text, end).end()
-            if text[position : position + 1] == ",":
-                position = blank(text, position + 1).end()
-            elif text[position : position + 1] != "]":
-                raise json.JSONDecodeError("expected ',' or ']'", text, position)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path} is not JSON: {error.msg} at line {error.lineno}, column "
-            f"{error.colno}; repair the file (was the download cut?)"
-        ) from error
 
 
 class TfdsSource:
