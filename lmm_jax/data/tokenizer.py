@@ -13,8 +13,16 @@ import tokenizers
 
 CHARACTERS = "characters"
 VOCAB, MERGES, ADDED = "vocab.json", "merges.txt", "added_tokens.json"
-# What splits text as GPT-2 does; the files of others lack their own rule.
-GPT_2 = frozenset({"GPT2Tokenizer", "CodeGenTokenizer"})
+WORDS = "vocab.txt"
+# What splits text as GPT-2 does, and its special tokens, the first two around a text; the
+# files of others lack their own rule.
+GPT_2: dict[str, tuple[str, ...]] = {
+    "GPT2Tokenizer": (),
+    "CodeGenTokenizer": (),
+    "RobertaTokenizer": ("<s>", "</s>", "<pad>", "<unk>"),
+}
+BERT = ("[CLS]", "[SEP]", "[PAD]", "[UNK]")
+PADS = ("[PAD]", "<pad>")
 Offsets = list[tuple[int, int]]
 
 
@@ -34,7 +42,8 @@ class Tokenizer:
     """A vocabulary and its special tokens.
 
     Attributes:
-        bos, eos, pad: texts of the special tokens; bos may be None.
+        bos, eos, pad: texts of the special tokens; bos may be None. Those of an encoder
+            stand before and after a text ([CLS] and [SEP]).
         adds_bos: whether a sequence starts with bos.
     """
 
@@ -47,18 +56,19 @@ class Tokenizer:
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
         """A folder or file with `tokenizer.json` or `tokenizer.model`, or a folder with
-        the `vocab.json` and `merges.txt` of GPT-2's kind.
+        the `vocab.json` and `merges.txt` of GPT-2's kind or the `vocab.txt` of BERT.
 
         "characters" builds a vocabulary of printable ASCII, for tests and toys.
 
         Raises:
             FileNotFoundError: no such file is there.
-            ValueError: no end-of-sequence token is named, or merges of an unknown kind.
+            ValueError: no end-of-sequence token is named, merges of an unknown kind, or
+                words without BERT's special tokens.
         """
         if str(path) == CHARACTERS:
             return cls(FastBackend(_characters()), "<s>", "</s>", "<unk>", True)
         folder = Path(path) if Path(path).is_dir() else Path(path).parent
-        names = ("tokenizer.json", "tokenizer.model", MERGES)
+        names = ("tokenizer.json", "tokenizer.model", *_READ)
         files = [folder / name for name in names]
         file = next(filter(Path.is_file, [Path(path), *files]), None)
         if file is None:
@@ -73,9 +83,10 @@ class Tokenizer:
             names = {"bos": "<s>", "eos": "</s>", "unk": "<unk>", **names}
             adds_bos = True
         else:
-            read = _merged if file.name == MERGES else tokenizers.Tokenizer.from_file
+            read = _READ.get(file.name, tokenizers.Tokenizer.from_file)
             backend = FastBackend(read(str(file)))
-            adds_bos = backend.adds(names.get("bos"))
+            names = backend.marks() | names
+            adds_bos = backend.around()[:1] == [names.get("bos")]
         if "eos" not in names:
             raise ValueError(
                 f"{folder} names no eos_token; put tokenizer_config.json or "
@@ -182,9 +193,17 @@ class FastBackend:
         larger.add_special_tokens(tokens)
         return FastBackend(larger)
 
-    def adds(self, token: str | None) -> bool:
-        """Whether the file's own post-processing starts a sequence with `token`."""
-        return self._tokenizer.encode("").tokens[:1] == [token]
+    def around(self) -> list[str]:
+        """What the file's own post-processing puts around a text."""
+        return self._tokenizer.encode("").tokens
+
+    def marks(self) -> dict[str, str]:
+        """`bos`, `eos` and `pad` of an encoder, which its folder need not name."""
+        around = self.around()
+        if len(around) != 2:
+            return {}
+        pads = [("pad", pad) for pad in PADS if self.id(pad) is not None]
+        return dict([("bos", around[0]), ("eos", around[1]), *pads[:1]])
 
     def save(self, folder: Path) -> None:
         self._tokenizer.save(str(folder / "tokenizer.json"))
@@ -285,6 +304,7 @@ def _merged(merges: str) -> tokenizers.Tokenizer:
     special = {
         name for name in _special_names(folder).values() if isinstance(name, str)
     }
+    special |= set(GPT_2[kind])
     file = folder / ADDED
     added = json.loads(file.read_text("utf-8")) if file.is_file() else {}
     for token in [*sorted(special - added.keys()), *sorted(added, key=added.get)]:
@@ -293,7 +313,45 @@ def _merged(merges: str) -> tokenizers.Tokenizer:
     moved = [token for token in added if tokenizer.token_to_id(token) != added[token]]
     if moved:
         raise ValueError(f"{file}: {moved[0]!r} is not next to the vocabulary's ids")
+    return _framed(tokenizer, *GPT_2[kind][:2])
+
+
+def _word_pieces(words: str) -> tokenizers.Tokenizer:
+    """BERT's word pieces from their list, as it was before `tokenizer.json`."""
+    settings = Path(words).with_name("tokenizer_config.json")
+    config = json.loads(settings.read_text("utf-8")) if settings.is_file() else {}
+    model = tokenizers.models.WordPiece.from_file(words, unk_token="[UNK]")
+    tokenizer = tokenizers.Tokenizer(model)
+    missing = [token for token in BERT if tokenizer.token_to_id(token) is None]
+    if missing:
+        raise ValueError(
+            f"{words} lacks {', '.join(missing)}: it is not a vocabulary of BERT; give a "
+            "folder with tokenizer.json"
+        )
+    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(
+        lowercase=config.get("do_lower_case", True),
+        strip_accents=config.get("strip_accents"),
+        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
+    )
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = tokenizers.decoders.WordPiece()
+    tokenizer.add_special_tokens([*BERT, "[MASK]"])
+    return _framed(tokenizer, *BERT[:2])
+
+
+def _framed(tokenizer: tokenizers.Tokenizer, *around: str) -> tokenizers.Tokenizer:
+    """A tokenizer with these tokens around a text, if there are any."""
+    if around:
+        begin, end = around
+        tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+            single=f"{begin} $A {end}",
+            special_tokens=[(token, tokenizer.token_to_id(token)) for token in around],
+        )
     return tokenizer
+
+
+# Files that were read before `tokenizer.json`, and how.
+_READ = {MERGES: _merged, WORDS: _word_pieces}
 
 
 def _trained(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:

@@ -9,6 +9,7 @@ import pickle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 import pytest
+import tokenizers
 import transformers
 
 from lmm_jax.data.tokenizer import Tokenizer
@@ -124,4 +125,81 @@ def test_merges_of_another_kind(codegen, tmp_path):
     with pytest.raises(
         ValueError, match=r"merges.txt of a Qwen2Tokenizer.*tokenizer.json"
     ):
+        Tokenizer.load(tmp_path)
+
+
+WORDS = [
+    "a",
+    "cat",
+    "##s",
+    "naive",
+    "12",
+    "##3",
+    "?",
+    "user",
+    "User",
+    "##er",
+    "na",
+    "##ïve",
+]
+PHRASES = ("a naïve Cats123? 漢 user\n12", "User [SEP] xyz ☃ cat\u0301")
+
+
+def write_words(folder, lower: bool):
+    """A folder of BERT's kind before `tokenizer.json`."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    (folder / "vocab.txt").write_text("\n".join([*special, *WORDS]) + "\n", "utf-8")
+    config = {"tokenizer_class": "BertTokenizer", "do_lower_case": lower}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def write_roberta(folder):
+    """A folder of RoBERTa's kind before `tokenizer.json`."""
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    merges = [("c", "a"), ("ca", "t"), ("\u0120", "cat"), ("1", "2")]
+    tokens = [
+        "<s>",
+        "<pad>",
+        "</s>",
+        "<unk>",
+        *alphabet,
+        *map("".join, merges),
+        "<mask>",
+    ]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    (folder / "vocab.json").write_text(json.dumps(vocab))
+    lines = ["#version: 0.2", *map(" ".join, merges)]
+    (folder / "merges.txt").write_text("\n".join(lines), "utf-8")
+    config = '{"tokenizer_class": "RobertaTokenizer"}'
+    (folder / "tokenizer_config.json").write_text(config)
+
+
+WRITERS = {
+    "bert": functools.partial(write_words, lower=True),
+    "cased": functools.partial(write_words, lower=False),
+    "roberta": write_roberta,
+}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("text", PHRASES)
+def test_encoders_encode_as_transformers_does(tmp_path, kind, text):
+    WRITERS[kind](tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    theirs.save_pretrained(tmp_path / "fast")
+    named = tmp_path / "unnamed"
+    named.mkdir()
+    whole = (tmp_path / "fast" / "tokenizer.json").read_text("utf-8")
+    (named / "tokenizer.json").write_text(whole, "utf-8")
+    for folder in (tmp_path, tmp_path / "fast", named):
+        ours = Tokenizer.load(folder)
+        ids = [ours.bos_id, *ours.encode(text)[0], ours.eos_id]
+        assert ids == theirs(text)["input_ids"]
+        assert ours.pad_id == theirs.pad_token_id
+        assert ours.adds_bos
+
+
+def test_words_of_no_bert(tmp_path):
+    (tmp_path / "vocab.txt").write_text("[UNK]\na\n")
+    with pytest.raises(ValueError, match=r"lacks \[CLS\], \[SEP\], \[PAD\].*BERT"):
         Tokenizer.load(tmp_path)
