@@ -21,40 +21,11 @@ import numpy as np
 
 from lmm_jax.data import grouping, packing
 from lmm_jax.data.conversation import MARKER
+from lmm_jax.data.kinds import PAIRS, SourceConfig, open_source
 from lmm_jax.data.placement import SampleSpec
-from lmm_jax.data.sources import (
-    BadRecord,
-    LlavaJson,
-    Mixture,
-    Record,
-    TfdsSource,
-    image_paths,
-)
+from lmm_jax.data.sources import BadRecord, Mixture, Record, image_paths
 
 LOOKAHEAD = 100  # bad records in a row before a stream gives up
-
-
-@dataclasses.dataclass(frozen=True)
-class SourceConfig:
-    """One source of a mixture.
-
-    Attributes:
-        path: a JSON or JSONL file, or the folder of a TFDS version.
-        kind: "llava" or "tfds".
-        images: root of the image paths ("llava").
-        split: TFDS split ("tfds").
-        weight: share in the stream; give it to all sources or to none.
-    """
-
-    path: str
-    kind: str = "llava"
-    images: str = ""
-    split: str = "train"
-    weight: float | None = None
-
-    def __post_init__(self):
-        if self.kind not in ("llava", "tfds"):
-            raise ValueError(f"source kind {self.kind!r}; choose llava or tfds")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +67,14 @@ class DataConfig:
             raise ValueError(
                 f"data.pack={self.pack} with data.group={self.group!r}: a packed row holds "
                 "samples with and without images; use group='none', or pack=1"
+            )
+        kinds = sorted({source.kind for source in made})
+        plain = len(kinds) == 1 and self.pack == 1 and self.group == "none"
+        if not plain and PAIRS.keys() & kinds:
+            raise ValueError(
+                f"sources of {', '.join(kinds)} with data.pack={self.pack} and "
+                f"data.group={self.group!r}: samples of an encoder are all of one kind, "
+                "neither packed nor grouped; use pack=1 and group='none'"
             )
 
 
@@ -148,12 +127,7 @@ def read_questions(path: str | Path, image_root: str = "") -> tuple[Question, ..
 
 def open_sources(config: DataConfig) -> Mixture:
     """The mixture of a config; ValueError where only some sources have a weight."""
-    sources = [
-        LlavaJson(source.path, source.images)
-        if source.kind == "llava"
-        else TfdsSource(source.path, source.split)
-        for source in config.sources
-    ]
+    sources = [open_source(source, train=True) for source in config.sources]
     weights = [s.weight for s in config.sources if s.weight is not None]
     return Mixture(sources, weights or None)
 
