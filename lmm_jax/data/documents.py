@@ -37,6 +37,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 VERSION = 8
 SIZE = 64
+MANIFEST = "manifest.json"
 TURNS = 3
 HIRES_CATEGORIES = ("read_small", "transcribe_small", "count_small")
 LOWRES_CATEGORIES = ("read_large", "where_large", "count_large")
@@ -216,7 +217,21 @@ def turns(directory: str | os.PathLike[str]) -> list[tuple[str, str]]:
     return [pair for said in spoken for pair in zip(said[::2], said[1::2])]
 
 
-def _write(path: pathlib.Path, content: bytes) -> None:
+def complete(root: pathlib.Path, wanted: dict[str, Any]) -> bool:
+    """Whether a directory holds this set already.
+
+    Raises:
+      ValueError: it holds another.
+    """
+    manifest = root / MANIFEST
+    found = json.loads(manifest.read_text()) if manifest.is_file() else wanted
+    if found != wanted:
+        raise ValueError(f"{root} holds the set {found}, not {wanted}: delete it")
+    return manifest.is_file()
+
+
+def write(path: pathlib.Path, content: bytes) -> None:
+    """A file, all or nothing."""
     partial = path.with_name(f".{path.name}.partial")
     partial.write_bytes(content)
     os.replace(partial, path)
@@ -230,7 +245,7 @@ def _write_page(
     page = sample_page(rng, held_out=split == "validation")
     name, buffer = f"{split}_{index:06d}", io.BytesIO()
     render(page, rng, size).save(buffer, "PNG")
-    _write(directory / "images" / f"{name}.png", buffer.getvalue())
+    write(directory / "images" / f"{name}.png", buffer.getvalue())
     turns = []
     for _, question, answer in conversation(page, rng):
         turns.append({"from": "human", "value": question})
@@ -274,11 +289,7 @@ def generate(
     splits = {"train": train, "validation": validation}
     wanted = {"version": VERSION, "seed": seed, "size": size, **splits}
     root = pathlib.Path(directory)
-    manifest = root / "manifest.json"
-    if manifest.is_file():
-        found = json.loads(manifest.read_text())
-        if found != wanted:
-            raise ValueError(f"{root} holds the set {found}, not {wanted}: delete it")
+    if complete(root, wanted):
         return root
     try:
         (root / "images").mkdir(parents=True, exist_ok=True)
@@ -291,16 +302,16 @@ def generate(
     with pool or contextlib.nullcontext():
         each = functools.partial(pool.map, chunksize=64) if pool else map
         for split, count in splits.items():
-            write = functools.partial(
+            draw = functools.partial(
                 _write_page, directory=root, split=split, seed=seed, size=size
             )
-            pages = list(each(write, range(count)))
+            pages = list(each(draw, range(count)))
             text = json.dumps([record for record, _ in pages])
-            _write(root / f"{split}.json", text.encode())
+            write(root / f"{split}.json", text.encode())
     asked = [json.dumps(question) for _, found in pages for question in found]
-    _write(root / "questions.jsonl", "\n".join([*asked, ""]).encode())
+    write(root / "questions.jsonl", "\n".join([*asked, ""]).encode())
     # Written last: its presence says that everything above is complete.
-    _write(manifest, json.dumps(wanted).encode())
+    write(root / MANIFEST, json.dumps(wanted).encode())
     return root
 
 
