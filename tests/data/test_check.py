@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from lmm_jax.data import check
@@ -49,6 +51,24 @@ def test_every_fault_is_counted_and_named(dataset, tmp_path, capsys):
         "19 faults",
     ):
         assert line in out
+
+
+def test_pairs(tmp_path, dataset, capsys):
+    dataset([])
+    good = {"sentence2": "A cat.", "gold_label": "neutral"}
+    rows = [{**good, "Flickr30K_ID": str(i)} for i in (1, 2, 99)]
+    rows.append({**good, "gold_label": "-", "Flickr30K_ID": "1"})
+    path = tmp_path / "snli_ve.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    for picture in tmp_path.glob("*.png"):
+        picture.rename(picture.with_suffix(".jpg"))
+    assert check.main([str(path), "--kind=snli_ve", f"--images={tmp_path}"]) == 1
+    out = " ".join(capsys.readouterr().out.split())
+    assert "samples 4 images 3" in out
+    assert "text tokens median 8, 99 % 8, max 8" in out
+    assert "malformed: 1" in out
+    assert "missing image: 1" in out
+    assert out.endswith("2 faults")
 
 
 def test_no_file(tmp_path):
