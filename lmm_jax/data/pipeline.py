@@ -68,13 +68,13 @@ class DataConfig:
                 f"data.pack={self.pack} with data.group={self.group!r}: a packed row holds "
                 "samples with and without images; use group='none', or pack=1"
             )
-        pairs = [source.kind for source in made if source.kind in PAIRS]
-        if pairs and (len(pairs) < len(made) or self.pack > 1 or self.group != "none"):
+        kinds = sorted({source.kind for source in made})
+        plain = len(kinds) == 1 and self.pack == 1 and self.group == "none"
+        if not plain and PAIRS.keys() & kinds:
             raise ValueError(
-                f"source kind {pairs[0]!r} with data.pack={self.pack}, "
-                f"data.group={self.group!r} and {len(made) - len(pairs)} sources of "
-                "conversations: only conversations can be packed and grouped, and the two "
-                "do not mix"
+                f"sources of {', '.join(kinds)} with data.pack={self.pack} and "
+                f"data.group={self.group!r}: samples of an encoder are all of one kind, "
+                "neither packed nor grouped; use pack=1 and group='none'"
             )
 
 

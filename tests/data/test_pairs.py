@@ -173,10 +173,15 @@ def test_evaluation_is_in_order_and_stops_where_something_is_missing(mixture, sp
 
 
 @pytest.mark.parametrize(
-    "fields", [dict(pack=2), dict(group="modality_length"), dict(more="llava")]
+    "kinds, fields",
+    [
+        (["vqav2"], dict(pack=2)),
+        (["vqav2"], dict(group="modality_length")),
+        (["vqav2", "llava"], {}),
+        (["vqav2", "snli_ve"], {}),
+    ],
 )
-def test_pairs_are_not_conversations(fields):
-    kinds = ["vqav2", *filter(None, [fields.pop("more", "")])]
+def test_pairs_are_of_one_kind_neither_packed_nor_grouped(kinds, fields):
     sources = tuple(SourceConfig("x.json", kind=kind) for kind in kinds)
-    with pytest.raises(ValueError, match=r"kind 'vqav2' with .* only conversations"):
+    with pytest.raises(ValueError, match=r"sources of .*vqav2.* all of one kind"):
         DataConfig(sources, 2, **fields)
