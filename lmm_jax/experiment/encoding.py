@@ -161,7 +161,8 @@ class Encoding(Experiment):
         """How an image becomes the one view that is read."""
         vision = self.spec.vision
         mode = self.config.image.mode
-        return ImageSpec(vision.view, mode, mean=vision.mean, std=vision.std)
+        colours = dict(mean=vision.mean, std=vision.std)
+        return ImageSpec(vision.view, mode, **colours, resample=self.spec.resample)
 
     def preview(self, record: Pair, plan: Plan) -> str:
         said = ", ".join(record.answers) or {

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 import einops
 from flax import linen as nn
@@ -63,6 +63,7 @@ class MeterSpec:
     remat: Literal["none", "full", "dots"] = "none"
     unroll: int = 1
     kind: str = "meter_original"
+    resample: ClassVar[str] = "bicubic"  # of images that become square
 
     def replaced(
         self, *, dtype: str, param_dtype: str, remat: str, unroll: int

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 import einops
 from flax import linen as nn
@@ -69,6 +69,7 @@ class ViltSpec:
     remat: Literal["none", "full", "dots"] = "none"
     unroll: int = 1
     kind: str = "vilt"
+    resample: ClassVar[str] = "bilinear"  # how PuMer makes its images square
 
     def replaced(
         self, *, dtype: str, param_dtype: str, remat: str, unroll: int
