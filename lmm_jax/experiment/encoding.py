@@ -85,7 +85,9 @@ class Encoding(Experiment):
         return next((file for file in files if file.is_file()), None)
 
     def plan(self, *, train: bool, suffix: int = 0) -> Plan:
-        """Args:
+        """The config's cuts, or those that the model was published with.
+
+        Args:
             suffix: text slots, if not the config's (0).
 
         Raises:
@@ -93,7 +95,8 @@ class Encoding(Experiment):
         """
         geometry = self._geometry(train=train, text=suffix)
         chosen = strategies.build(self.config.strategy, geometry)
-        return make_plan(geometry, chosen, mode=self.config.model.mode)
+        own = () if chosen else (e for make in self.spec.own for e in make(geometry))
+        return make_plan(geometry, (*own, *chosen), mode=self.config.model.mode)
 
     def _geometry(self, *, train: bool, text: int = 0):
         family = encoders.family(self.spec)
