@@ -160,8 +160,8 @@ def encoder(name: str, task: str) -> ml_collections.ConfigDict:
     c.data.update(sources=(train,), group="none", parts=1)
     c.optim.update(lr=1e-4, warmup_ratio=0.1, schedule="linear", final_lr_ratio=1e-3)
     c.optim.update(b2=0.98, weight_decay=0.01, lr_scale=dict())
-    # By name, as they do it: a classifier's norm has none.
-    c.optim.no_decay = ("(.*/)?bias", "(text/|.*_)?norm/scale")
+    # By name, as they do it: norms of a vision tower and of a classifier have others.
+    c.optim.no_decay = ("(.*/)?bias", "((text|stack)/(.*[_/])?)?norm/scale")
     c.train.learn = ("(?!teacher/).*",)
     c.eval.after_training = True
     c.lora.rank = 0

@@ -13,7 +13,7 @@ import pytest
 from lmm_jax import experiment, train
 from lmm_jax.decode import Generator
 from lmm_jax.depth import Cut, Fold, Layer, Scan
-from lmm_jax.models import lmm, specs
+from lmm_jax.models import encoders, lmm, specs
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 ONE = (jax.devices()[0],)
@@ -78,6 +78,35 @@ def test_a_train_step_and_generation_trace(name, argument):
     batch = lmm.abstract_batch(model, 2)
     answers = jax.eval_shape(Generator(model, 8, end=2), params, batch)
     assert answers.shape == (2, 8) and answers.dtype == jnp.int32
+
+
+@pytest.mark.parametrize("changes", ["reduce=false", ""])
+@pytest.mark.parametrize("task", ["vqav2", "nlvr2", "snli_ve", "flickr30k"])
+@pytest.mark.parametrize("model", ["vilt", "meter"])
+def test_a_train_step_and_predictions_of_encoders_trace(model, task, changes):
+    """Reduced ones with a teacher, which is frozen and whole."""
+    config = get_config("pumer", f"model={model},task={task},{changes}".rstrip(","))
+    config.data.batch_size, config.task.negatives = 2, 3
+    if config.strategy:
+        config.init.teacher = "whole"
+    exp = experiment.build(config, ONE)
+    parts = train.make_parts(exp)
+    batch = exp.abstract_batch(parts.model)
+    assert set(parts.abstract_frozen) == ({"teacher"} if config.strategy else set())
+    traced = parts.update.trace(parts.abstract_state, parts.abstract_frozen, batch)
+    state, scalars = traced.out_info
+    assert jax.tree.structure(state) == jax.tree.structure(parts.abstract_state)
+    assert scalars["loss"].shape == ()
+    assert ("distillation" in scalars) == bool(config.strategy)
+
+    plain = exp.model(train=False)
+    shown = encoders.family(exp.spec).abstract_batch(plain, 2)
+
+    def logits(params, batch):
+        return plain.apply({"params": params}, batch, method="score")[0]["logits"]
+
+    found = jax.eval_shape(logits, exp.abstract_params(plain), shown)
+    assert found.shape == (2, exp.spec.head.outputs)
 
 
 def loops(text: str) -> int:

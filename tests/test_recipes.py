@@ -215,3 +215,66 @@ def test_lora_adapts_every_projection_and_not_the_head():
     exp = build("llava", "stage=finetune-lora")
     names = exp.model(train=True).spec.language.block.lora.names
     assert names == ("down", "gate", "k", "o", "q", "up", "v")
+
+
+# PuMer (arXiv:2305.17530; the configs of its repository): examples, batch, peak rate, and
+# factors on the rates of the head and of the layers in which two streams meet.
+_VILT = dict(lr=1e-4, head=10.0, layers=(2, 5, 8), prune=0.1, merge=0.3, side=384)
+_METER = dict(lr=5e-6, head=50.0, cross=5.0, side=384, layers=(0, 1, 2, 3))
+_VQA = dict(records=443_757, text=32)
+_NLVR2 = dict(records=86_373, text=40)
+_ENTAILS = dict(records=529_527, text=40)
+_RANKS = dict(records=145_000, text=40, head=1.0)
+_MORE = dict(prune=0.3, merge=0.5)
+PUMER = {
+    "model=vilt,task=vqav2": _VILT | _VQA | dict(batch=512),
+    "model=vilt,task=nlvr2": _VILT | _NLVR2 | dict(batch=256),
+    "model=vilt,task=snli_ve": _VILT | _ENTAILS | dict(batch=512, layers=(2, 4, 6, 8)),
+    "model=vilt,task=flickr30k": _VILT | _RANKS | dict(batch=256),
+    "model=meter,task=vqav2": _METER
+    | _VQA
+    | dict(batch=256, whole=192, prune=0.2, merge=0.2),
+    "model=meter,task=nlvr2": _METER
+    | _NLVR2
+    | _MORE
+    | dict(batch=96, layers=(1, 2, 3), side=288),
+    "model=meter,task=snli_ve": _METER
+    | _ENTAILS
+    | _MORE
+    | dict(batch=192, lr=2e-6, head=10.0),
+    "model=meter,task=flickr30k": _METER
+    | _RANKS
+    | dict(batch=192, prune=0.2, merge=0.2),
+}
+
+
+@pytest.mark.parametrize("reduced", [True, False])
+@pytest.mark.parametrize(("argument", "numbers"), PUMER.items())
+def test_hyper_parameters_of_encoders(argument, numbers, reduced):
+    exp = build("pumer", f"{argument},reduce={reduced}")
+    c, o = exp.config, exp.config.optim
+    known = dict(b1=0.9, b2=0.98, eps=1e-8, weight_decay=0.01, warmup_ratio=0.1)
+    assert {field: getattr(o, field) for field in known} == known
+    assert (o.schedule, o.clip, o.lr) == ("linear", None, numbers["lr"])
+    assert o.lr * o.final_lr_ratio == pytest.approx(1e-7)
+    batch = numbers["batch"] if reduced else numbers.get("whole", numbers["batch"])
+    epochs = 20 if reduced else 10
+    assert c.data.batch_size == batch
+    assert c.train.steps == pytest.approx(epochs * numbers["records"] / batch, abs=0.5)
+    assert (c.text.prefix, exp.spec.vision.image) == (numbers["text"], numbers["side"])
+    assert (c.task.scale, c.task.distill, c.task.temperature) == (1.0, 1.0, 1.0)
+    assert (c.task.negatives, c.task.augment) == (15, True)
+    shares = {name: numbers[name] for name in ("layers", "prune", "merge")}
+    chosen = {"pumer": dict(shares, text=0.2, preset="safe")} if reduced else {}
+    assert c.strategy == chosen
+
+    learning = train.make_parts(exp).abstract_state.learning
+    assert set(learning) == set(exp.abstract_params(exp.model(train=True)))
+    factors = flatten(optim.lr_factors(o, learning))
+    crossing = ("stack", "text_in", "image_in", "text_pooler", "image_pooler")
+    for path, factor in factors.items():
+        part = path.split("/")[0]
+        expected = numbers["head"] if part == "head" else 1.0
+        if part in crossing:
+            expected = numbers.get("cross", 1.0)
+        assert factor == expected, path

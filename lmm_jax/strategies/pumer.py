@@ -96,7 +96,7 @@ def edits(
             at, name = inside(layer), f"pumer_{layer}"
             cuts.append(Reduce(name, at, count.visual, op, SCORES[score].reads))
         if count.text < words:
-            op, name = Text(count.text, safe), f"pumer_{layer}_text"
+            op, name = Text(words, count.text, safe), f"pumer_{layer}_text"
             cuts.append(
                 Reduce(name, inside(layer), count.text, op, ("keys",), "prefix")
             )
@@ -223,20 +223,26 @@ class Text:
     """Merges the text tokens before the visual span that are alike.
 
     Attributes:
+        of: tokens before merging, those of padding too. Slots behind them are what earlier
+            merges hide, where a plan only hides; they are no tokens.
         to: tokens after merging.
         safe: see `edits`.
     """
 
+    of: int
     to: int
     safe: bool
 
     def __call__(self, state: TokenState, seen: Observation, ctx: Context) -> Mix:
         where = state.layout.slice("prefix")
-        keys, valid = seen.keys[:, where], state.valid[:, where]
-        count = keys.shape[1] - self.to
+        keys, valid = seen.keys[:, where][:, : self.of], state.valid[:, where]
+        there = valid[:, : self.of] if self.safe else None
+        slots = matched(keys, self.of - self.to, there)
+        behind = valid.shape[1] - self.of
+        slots = jnp.pad(slots, ((0, 0), (0, behind)), constant_values=self.to)
         if self.safe:
-            return _mixed(matched(keys, count, valid), self.to, valid)
-        mix = _mixed(matched(keys, count), self.to, jnp.ones_like(valid))
+            return _mixed(slots, self.to, valid)
+        mix = _mixed(slots, self.to, jnp.ones_like(valid))
         share = state.place.share[:, where, None]
         gate = jnp.matmul(mix.weights, share, precision="highest")[..., 0]
         return Mix(mix.weights, gate > 0, gate=jnp.where(gate > 0, gate, 1.0))

@@ -52,7 +52,7 @@ def state(text: int, visual: int, hidden=None, mask=None) -> TokenState:
 def merge_text(f, metric, x, mask, left):
     """One merge of text tokens, as the strategy carries it out."""
     before = state(x.shape[1], 0, x, mask)
-    op = pumer.Text(left, safe=False)
+    op = pumer.Text(x.shape[1], left, safe=False)
     seen = Observation(keys=jnp.asarray(metric))
     after, _ = reduce_span(before, Context(), "prefix", op(before, seen, Context()))
     return after

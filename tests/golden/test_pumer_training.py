@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,10 +12,13 @@ import pytest
 from lmm_jax import losses, optim
 from lmm_jax.checkpoint.params import flatten
 from lmm_jax.depth import make_plan
+from lmm_jax.hub.families import meter as meter_family
 from lmm_jax.hub.families import vilt_original
-from lmm_jax.models import vilt
+from lmm_jax.models import meter, vilt
+from tests.golden import meter as golden_meter
 from tests.golden import reference
 from tests.golden import vilt as golden
+from tests.test_full_size import build
 
 CLOSE = dict(rtol=1e-5, atol=1e-6)
 
@@ -104,49 +109,58 @@ def test_losses_of_a_whole_model(kind):
     np.testing.assert_allclose(kl, f["out/kl_teacher_plain_student_pumer"], **CLOSE)
 
 
-RECIPE = optim.OptimConfig(
-    lr=1e-4,
-    warmup_steps=20,
-    schedule="linear",
-    final_lr_ratio=1e-3,
-    b2=0.98,
-    weight_decay=0.01,
-    no_decay=("(.*/)?bias", "(text/|stack/layers/(attn|mlp)_)?norm/scale"),
-    lr_scale={"head": 10.0},
-)
+MODELS = {
+    "vilt": (vilt, golden.spec, vilt.Vilt, vilt_original),
+    "meter": (meter, golden_meter.spec, meter.Meter, meter_family),
+}
 
 
-def test_rates_and_decay_of_every_parameter():
-    """In their code all that is called norm is spared, but not the norm of a classifier,
-    which has a number there for a name."""
-    f, whole = (
-        reference.load("pumer/optimizer_groups"),
-        reference.load("pumer/vilt_vqa_a"),
-    )
-    spec = golden.spec(whole)
-    model = vilt.Vilt(spec, make_plan(vilt.geometry(spec, text=12), ()))
-    abstract = jax.eval_shape(lambda k: vilt.init(model, k), jax.random.key(0))
-    factors = flatten(optim.lr_factors(RECIPE, abstract))
-    decays = flatten(optim.decay_mask(RECIPE, abstract))
-    names = f["in/vilt_vqa.names"].tolist()
-    parts = dict(
-        zip(names, zip(f["out/vilt_vqa.lr_mult"], f["out/vilt_vqa.weight_decay"]))
-    )
+def recipe(model: str) -> optim.OptimConfig:
+    """What the config of this model trains with."""
+    return build("pumer", f"model={model},task=vqav2").config.optim
+
+
+def last_layers(key: str) -> bool:
+    """Of layers after the first of their stack, which ours holds in one array."""
+    return re.search(r"(blocks|layers?)\.[1-9]", key) is not None
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_rates_and_decay_of_every_parameter(name):
+    """In their code all that is called norm is spared, but not the norms of CLIP, called
+    ln, nor that of a classifier, which has a number there for a name."""
+    f = reference.load("pumer/optimizer_groups")
+    module, sizes, kind, family = MODELS[name]
+    spec = sizes(reference.load(f"pumer/{name}_vqa_a"))
+    model = kind(spec, make_plan(module.geometry(spec, text=10), ()))
+    abstract = jax.eval_shape(lambda k: module.init(model, k), jax.random.key(0))
+    factors = flatten(optim.lr_factors(recipe(name), abstract))
+    decays = flatten(optim.decay_mask(recipe(name), abstract))
+    parts = f[f"out/{name}_vqa.lr_mult"], f[f"out/{name}_vqa.weight_decay"]
+    theirs = dict(zip(f[f"in/{name}_vqa.names"].tolist(), zip(*parts)))
+    fused = family.fused(spec).items()
+    whole = {part: key for key, parts in fused for part, _ in parts}
     checked = set()
-    for row in vilt.params(spec, vilt_original.NAMES):
+    for row in family.rows(spec):
         key = row.key.format(layer=0)
-        for part in "qkv":
-            key = key.replace(f"attn.{part}.", "attn.qkv.")
-        factor, decay = parts[key]
+        key = whole.get(key, key)
+        factor, decay = theirs[key]
         assert factors[row.path] == factor, key
         assert decays[row.path] == (decay > 0), key
         checked.add(key)
-    assert len(checked) == len([name for name in names if ".blocks.1." not in name])
+    assert checked == {key for key in theirs if not last_layers(key)}
 
 
 def test_the_schedule():
     f = reference.load("pumer/optimizer_groups")
-    schedule = optim.make_schedule(RECIPE, f.meta["config"]["schedule"]["total_steps"])
+    c = f.meta["config"]["schedule"]
+    schedule = optim.make_schedule(recipe("vilt"), c["total_steps"])
     ours = np.array([schedule(step) for step in range(len(f["out/lr_schedule"]))])
     np.testing.assert_allclose(ours, f["out/lr_schedule"][:, 1], rtol=1e-4, atol=1e-12)
     np.testing.assert_allclose(10 * ours, f["out/lr_schedule"][:, 0], rtol=1e-4)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model_ends_at_one_rate(model):
+    o = recipe(model)
+    assert optim.make_schedule(o, 10)(10) == pytest.approx(1e-7)

@@ -240,7 +240,7 @@ def test_merging_text_and_image_as_one():
         states = [state]
         for layer in range(spec.depth):
             to = length - count * (layer + 1)
-            op = pumer.Text(to, safe=False)
+            op = pumer.Text(to + count, to, safe=False)
             cut = Reduce("all", inside(layer), to, op, ("keys",), "prefix")
             step = Layer(layer, ("keys",), (cut,))
             states.append(model.stack.run(states[-1], (step,), Context()).state)

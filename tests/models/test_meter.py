@@ -92,8 +92,7 @@ def test_as_the_authors_have_it_empty_slots_do_decide():
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_hiding_equals_dropping(order):
-    cuts = CUTS | dict(text=0.0)
-    dropped, hidden = (planned(tiny(order), mode, **cuts) for mode in ("drop", "mask"))
+    dropped, hidden = (planned(tiny(order), mode, **CUTS) for mode in ("drop", "mask"))
     found = [logits(model, params(), batch(pads=1)) for model in (dropped, hidden)]
     np.testing.assert_allclose(*found, rtol=0, atol=2e-5)
 

@@ -32,10 +32,10 @@ PAIRS = dataclasses.replace(SPEC, types=3, head=HeadSpec("nlvr2", 2, 48, images=
 SHARES = dict(layers=(0, 1), prune=0.2, merge=0.3, text=0.3)
 
 
-def build(spec=SPEC, canvas=(5, 4), **arguments) -> vilt.Vilt:
+def build(spec=SPEC, canvas=(5, 4), mode="drop", **arguments) -> vilt.Vilt:
     sizes = vilt.geometry(spec, text=TEXT, canvas=canvas)
     edits = pumer.edits(sizes, **arguments) if arguments else ()
-    return vilt.Vilt(spec, make_plan(sizes, edits))
+    return vilt.Vilt(spec, make_plan(sizes, edits, mode=mode))
 
 
 @functools.cache
@@ -107,6 +107,15 @@ def test_the_order_of_padding_means_nothing():
     np.testing.assert_allclose(
         logits(model, batch, tables), logits(model, batch), rtol=0, atol=1e-5
     )
+
+
+def test_hiding_equals_dropping():
+    """In three layers, and with an image that does not fill its canvas."""
+    cuts = SHARES | dict(layers=(0, 1, 2))
+    batch = noisy(example())
+    batch["grid"] = np.array([[4, 5], [3, 5], [4, 5], [4, 3]], np.int32)[:, None]
+    found = [logits(build(mode=mode, **cuts), batch) for mode in ("drop", "mask")]
+    np.testing.assert_allclose(*found, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("arguments", [{}, SHARES], ids=["plain", "reduced"])
