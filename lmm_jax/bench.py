@@ -135,7 +135,7 @@ class Shared:
         key = settings, _structure(exp.placed_params(model))
         if key not in self._params:
             params = weights.to_run(exp, model, fresh=True)
-            self._params[key] = decode.prepared(params)
+            self._params[key] = weights.prepared(params)
         return self._params[key]
 
     def start(self, exp: Experiment, parts: train.Parts) -> None:

@@ -39,7 +39,7 @@ def evaluate(exp: Encoding) -> tuple[dict[str, float], int]:
             f"config.task.sources has {len(sources)} sources: name the one to evaluate on."
         )
     model = exp.model(train=False)
-    params = weights.to_run(exp, model)
+    params = weights.prepared(weights.to_run(exp, model))
     source = open_source(sources[0], train=False)
 
     @jax.jit
