@@ -37,12 +37,13 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 
 from lmm_jax import hub, optim, partition, quantize, train  # noqa: E402
-from lmm_jax.decode import Generator, prepared  # noqa: E402
+from lmm_jax.decode import Generator  # noqa: E402
 from lmm_jax.depth import make_plan  # noqa: E402
 from lmm_jax.eval.latency import spread  # noqa: E402
 from lmm_jax.models import lmm  # noqa: E402
 from lmm_jax.objectives import NextToken  # noqa: E402
 from lmm_jax.sections import TrainConfig  # noqa: E402
+from lmm_jax.weights import prepared  # noqa: E402
 
 _BATCHES = flags.DEFINE_list("batches", ["1", "4"], "Prompts at once.")
 _TRAIN = flags.DEFINE_integer("train_batch", 2, "Conversations in a training step.")

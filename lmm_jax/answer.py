@@ -53,7 +53,7 @@ class Answerer:
 
     Attributes:
         exp: whose model it is.
-        params: as `decode.prepared` leaves them.
+        params: as `weights.prepared` leaves them.
         slots: longest answer in tokens.
         sampling: how tokens are drawn.
         stop: texts before which an answer ends.

@@ -1,8 +1,11 @@
-"""Times configs on this device: first token, decoding, training; memory and cost beside.
+"""Times configs on this device: first token and decoding, or the outputs of an encoder,
+and training; memory and cost beside.
 
     python -m lmm_jax.bench --config=configs/quickstart.py --train
     python -m lmm_jax.bench --config=configs/llava.py --text=128 --out=speed.json \\
         --variant=configs/fastv.py:keep=288 --variant=configs/fastv.py:keep=144
+    python -m lmm_jax.bench --config=configs/pumer.py:reduce=false \\
+        --variant=:reduce=true --batch=32
 
 `--variant` says what is timed beside the config: another FILE[:arguments], or `:arguments`
 more for the same file, and perhaps `--config.field=value`; a config's section `bench` may
@@ -10,7 +13,7 @@ name variants too. `--config.field=value` of the command holds for all. Every pr
 compiled, and run once to warm up; then all run in turn, round after round, so ratios to
 the first config hold on a machine that is busy or slows down.
 
-Weights are random unless the config names some. Prompts are noise in all slots: uint8
+Weights are random unless the config names some. Examples are noise in all slots: uint8
 pixels and tokens that are on the device already; reading files is not timed.
 """
 
@@ -23,17 +26,24 @@ import time
 from typing import Any
 
 from absl import flags
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from lmm_jax import cli, decode, experiment, run_config, runs, train, weights
-from lmm_jax.data import noise
-from lmm_jax.data.placement import Slots
+from lmm_jax import (
+    classify,
+    cli,
+    decode,
+    experiment,
+    run_config,
+    runs,
+    train,
+    weights,
+)
 from lmm_jax.depth.cost import cost, train_flops
 from lmm_jax.eval import latency
 from lmm_jax.eval.latency import Report, Result, Settings, Timing
-from lmm_jax.experiment import Experiment
-from lmm_jax.models import lmm
+from lmm_jax.experiment import Conversing, Encoding, Experiment
 
 # --- What is timed ------------------------------------------------------------------
 
@@ -111,10 +121,11 @@ def _check(name: str, exp: Experiment, settings: Settings) -> None:
             f"{name}: model.mode='mask' hides tokens and saves nothing, so its times say "
             "nothing about the strategy; use model.mode='drop'."
         )
-    if 0 < settings.text <= exp.config.text.prefix:
+    sizes = exp.plan(train=False).geometry
+    if sizes.suffix and 0 < settings.text <= sizes.prefix:
         raise ValueError(
-            f"--text={settings.text}: {name} has {exp.config.text.prefix} text slots "
-            "before the image; use more, or 0 for all slots of the config."
+            f"--text={settings.text}: {name} has {sizes.prefix} text slots before the "
+            "image; use more, or 0 for all slots of the config."
         )
 
 
@@ -128,14 +139,14 @@ class Shared:
         self._params: dict[Any, Any] = {}
         self._states: dict[Any, Any] = {}
 
-    def params(self, exp: Experiment, model: lmm.LMM) -> Mapping[str, Any]:
-        """Those of a config, or random ones, as they decode fastest."""
+    def params(self, exp: Experiment, model: nn.Module) -> Mapping[str, Any]:
+        """Those of a config, or random ones, as they are read fastest."""
         read = exp.config.workdir if weights.has_checkpoint(exp) else exp.config.init
         settings = read, exp.config.train.seed, exp.config.eval.weights
         key = settings, _structure(exp.placed_params(model))
         if key not in self._params:
             params = weights.to_run(exp, model, fresh=True)
-            self._params[key] = decode.prepared(params)
+            self._params[key] = weights.prepared(params)
         return self._params[key]
 
     def start(self, exp: Experiment, parts: train.Parts) -> None:
@@ -153,24 +164,24 @@ class Shared:
 
 
 class Case:
-    """One config: how it answers and, if asked for, how it trains."""
+    """One config: how it runs and, if asked for, how it trains."""
 
     def __init__(self, name: str, exp: Experiment, settings: Settings, shared: Shared):
         self._name, self._exp = name, exp
-        self._answering = Answering(exp, settings, shared)
+        self._running = RUNNING[type(exp)](exp, settings, shared)
         self._training = Training(exp, shared) if settings.train else None
 
     def run(self, *, timed: bool) -> None:
         """Each program once."""
-        self._answering.run(timed=timed)
+        self._running.run(timed=timed)
         if self._training:
             self._training.run(timed=timed)
 
     def result(self) -> Result:
         """Cost, and the times so far."""
-        answering, training = self._answering, self._training
-        model, plan = answering.model, answering.model.plan
-        dtype = jnp.dtype(model.spec.language.block.dtype)
+        running, training = self._running, self._training
+        model, plan = running.model, running.model.plan
+        dtype = jnp.dtype(plan.geometry.dtype)
         spent, layout = cost(plan, bytes_per_value=dtype.itemsize), plan.entrance
         parameters = jax.tree.leaves(self._exp.abstract_params(model))
         return Result(
@@ -182,12 +193,12 @@ class Case:
             visual=layout.count("visual"),
             language=spent.language,
             vision=spent.vision,
+            words=spent.words,
             projector=spent.connector,
             token=spent.decode,
             kv_bytes=spent.kv_bytes,
             computed=cost(plan, pairs="all").prefill,
-            first=answering.prefill.timing(),
-            loop=answering.loop.timing(),
+            **running.result(),
             **(training.result() if training else {}),
         )
 
@@ -195,21 +206,45 @@ class Case:
 class Answering:
     """Prefill and the decode loop of a config."""
 
-    def __init__(self, exp: Experiment, settings: Settings, shared: Shared):
+    def __init__(self, exp: Conversing, settings: Settings, shared: Shared):
         suffix = settings.text and settings.text - exp.config.text.prefix
         self.model = exp.model(train=False, suffix=suffix)
         # No token is -1, so no answer ends early.
         generator = decode.Generator(self.model, 1 + settings.new_tokens, end=-1)
         self._params, self._key = shared.params(exp, self.model), jax.random.key(0)
-        self._prompts = random_batch(exp, self.model, settings.batch, answered=False)
+        self._prompts = random_batch(exp, self.model, settings.batch, learns=False)
         read = self._params, self._prompts, self._key
-        self.prefill = _Program(generator.prefill, *read)
-        written = self.prefill(*read)
-        self.loop = _Program(generator.loop, self._params, *written, self._key)
+        self._prefill = _Program(generator.prefill, *read)
+        written = self._prefill(*read)
+        self._loop = _Program(generator.loop, self._params, *written, self._key)
 
     def run(self, *, timed: bool) -> None:
-        written = self.prefill(self._params, self._prompts, self._key, timed=timed)
-        self.loop(self._params, *written, self._key, timed=timed)
+        written = self._prefill(self._params, self._prompts, self._key, timed=timed)
+        self._loop(self._params, *written, self._key, timed=timed)
+
+    def result(self) -> dict[str, Timing]:
+        """What a `Result` says of running."""
+        return {"forward": self._prefill.timing(), "loop": self._loop.timing()}
+
+
+class Classifying:
+    """What the head of a config says."""
+
+    def __init__(self, exp: Encoding, settings: Settings, shared: Shared):
+        self.model = exp.model(train=False, suffix=settings.text)
+        batch = random_batch(exp, self.model, settings.batch, learns=False)
+        self._read = shared.params(exp, self.model), batch
+        self._forward = _Program(classify.predictor(self.model), *self._read)
+
+    def run(self, *, timed: bool) -> None:
+        self._forward(*self._read, timed=timed)
+
+    def result(self) -> dict[str, Timing]:
+        """What a `Result` says of running."""
+        return {"forward": self._forward.timing()}
+
+
+RUNNING = {Conversing: Answering, Encoding: Classifying}
 
 
 class Training:
@@ -218,7 +253,8 @@ class Training:
     def __init__(self, exp: Experiment, shared: Shared):
         self._parts, self._shared = train.make_parts(exp), shared
         self._size = exp.config.data.batch_size
-        self._batch = random_batch(exp, self._parts.model, self._size, answered=True)
+        self._sequences = self._size * exp.candidates
+        self._batch = random_batch(exp, self._parts.model, self._size, learns=True)
         shared.start(exp, self._parts)
         held = shared.state(self._parts)
         self._update = _Program(self._parts.update, *held, self._batch)
@@ -236,7 +272,7 @@ class Training:
         return {
             "train_batch": self._size,
             "train_tokens": plan.entrance.length,
-            "train_computed": self._size * each,
+            "train_computed": self._sequences * each,
             "update": self._update.timing(),
         }
 
@@ -261,14 +297,13 @@ class _Program:
         held = self._compiled.memory_analysis()
         sizes = held.argument_size_in_bytes, held.temp_size_in_bytes
         fresh = held.output_size_in_bytes - held.alias_size_in_bytes  # not donated
-        return Timing(tuple(self._rounds), self._compiling, sum(sizes) + fresh)
+        memory = sum(sizes) + fresh
+        return Timing(tuple(self._rounds), self._compiling, memory, sizes[1])
 
 
-def random_batch(exp: Experiment, model: lmm.LMM, size: int, *, answered: bool):
+def random_batch(exp: Experiment, model: nn.Module, size: int, *, learns: bool):
     """A batch for a model, on its devices."""
-    vocab = exp.spec.language.vocab
-    slots = Slots.of(model.plan)
-    return exp.place(noise.batch(exp.images, slots, vocab, size, answered=answered))
+    return exp.place(exp.noise(model, size, learns=learns))
 
 
 def _structure(abstract: Any) -> Any:
@@ -309,8 +344,8 @@ def main(argv: list[str], config) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_multi_string("variant", [], "FILE[:arguments], or :arguments.")
-    flags.DEFINE_integer("batch", 1, "Prompts at once.", lower_bound=1)
-    flags.DEFINE_integer("text", 0, "Text tokens of a prompt; 0: all.", lower_bound=0)
+    flags.DEFINE_integer("batch", 1, "Prompts or examples at once.", lower_bound=1)
+    flags.DEFINE_integer("text", 0, "Text tokens of each; 0: all.", lower_bound=0)
     flags.DEFINE_integer("new_tokens", 32, "Tokens decoded.", lower_bound=1)
     flags.DEFINE_integer("rounds", 7, "Timed rounds.", lower_bound=1)
     flags.DEFINE_bool("train", False, "Time training steps of data.batch_size too.")

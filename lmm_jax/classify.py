@@ -5,11 +5,12 @@ Letters: N images, C captions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import json
 from pathlib import Path
 from typing import Any
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +23,8 @@ from lmm_jax.data.sets.flickr30k import Gallery
 from lmm_jax.eval import tasks
 from lmm_jax.eval.scores import exact, recall, vqa
 from lmm_jax.experiment import Encoding
+
+Array = jax.Array
 
 
 def evaluate(exp: Encoding) -> tuple[dict[str, float], int]:
@@ -39,17 +42,25 @@ def evaluate(exp: Encoding) -> tuple[dict[str, float], int]:
             f"config.task.sources has {len(sources)} sources: name the one to evaluate on."
         )
     model = exp.model(train=False)
-    params = weights.to_run(exp, model)
+    params = weights.prepared(weights.to_run(exp, model))
     source = open_source(sources[0], train=False)
 
-    @jax.jit
-    def predict(params, batch):
-        return model.apply({"params": params}, batch, method="score")[0]["logits"]
+    predict = predictor(model)
 
     def run(batch):
         return predict(params, exp.place(batch))
 
     return (_ranked if exp.task.ranks else _classified)(exp, source, run)
+
+
+def predictor(model: nn.Module) -> Callable[..., Array]:
+    """(parameters, batch) to the logits of the head, compiled at its first call."""
+
+    @jax.jit
+    def predict(params, batch):
+        return model.apply({"params": params}, batch, method="score")[0]["logits"]
+
+    return predict
 
 
 def _classified(exp: Encoding, source, run) -> tuple[dict[str, float], int]:

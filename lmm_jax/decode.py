@@ -5,10 +5,9 @@ Letters: B batch, W vocabulary, M new tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ import numpy as np
 
 from lmm_jax.data.tokenizer import Tokenizer
 from lmm_jax.models import lmm
-from lmm_jax.nn.stack import Cache, apart
+from lmm_jax.nn.stack import Cache
 
 Array = jax.Array
 
@@ -54,20 +53,6 @@ def sample(logits: Array, key: Array, sampling: Sampling) -> Array:
         least = jnp.take_along_axis(ranked, last, axis=-1)
         logits = jnp.where(logits >= least, logits, -jnp.inf)
     return jax.random.categorical(key, logits).astype(jnp.int32)
-
-
-def prepared(params: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Parameters as the device reads them fastest: on one CPU, layers apart."""
-    devices = {device for x in jax.tree.leaves(params) for device in x.devices()}
-    if len(devices) > 1 or devices.pop().platform != "cpu":
-        return params
-
-    def split(part: Mapping[str, Any]) -> Mapping[str, Any]:
-        stack = {**part["stack"], "layers": apart(part["stack"]["layers"])}
-        return {**part, "stack": stack}
-
-    stacks = {name: split(params[name]) for name in ("vision", "language")}
-    return {**params, **stacks}
 
 
 @dataclasses.dataclass(frozen=True)

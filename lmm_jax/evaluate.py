@@ -19,7 +19,6 @@ import numpy as np
 from lmm_jax import classify, cli, experiment, runs, weights
 from lmm_jax.answer import Answerer
 from lmm_jax.data import pipeline
-from lmm_jax.decode import prepared
 from lmm_jax.depth import Plan
 from lmm_jax.depth.cost import cost
 from lmm_jax.eval import report, tasks
@@ -51,7 +50,7 @@ def _answered(exp: experiment.Conversing) -> list[report.Record]:
         )
     chosen = [tasks.named(name) for name in settings.tasks]
     model = exp.model(train=False)
-    params = prepared(weights.to_run(exp, model))
+    params = weights.prepared(weights.to_run(exp, model))
     records = []
     for task in chosen:
         rows, prompt = answer(exp, params, task)

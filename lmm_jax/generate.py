@@ -23,7 +23,7 @@ from lmm_jax import chat, cli, experiment, weights
 from lmm_jax.answer import Answerer
 from lmm_jax.data import pipeline
 from lmm_jax.data.pipeline import Question
-from lmm_jax.decode import Sampling, prepared
+from lmm_jax.decode import Sampling
 
 _IMAGE = flags.DEFINE_multi_string(
     "image", [], "Image file; several for several images."
@@ -47,7 +47,7 @@ def main(argv: list[str], config) -> None:
     exp = experiment.build(config)
     answerer = Answerer(
         exp,
-        prepared(weights.to_run(exp, exp.model(train=False))),
+        weights.prepared(weights.to_run(exp, exp.model(train=False))),
         _TOKENS.value,
         Sampling(_TEMPERATURE.value, _TOP_P.value),
         tuple(_STOP.value),

@@ -13,8 +13,8 @@ from lmm_jax import chat, experiment
 from lmm_jax.answer import Answerer, buckets
 from lmm_jax.data import conversation
 from lmm_jax.data.pipeline import BadRecord, Question
-from lmm_jax.decode import prepared
 from lmm_jax.models import lmm
+from lmm_jax.weights import prepared
 from tests.small import small_config
 
 NEW = 3

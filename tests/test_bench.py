@@ -14,11 +14,12 @@ import jax
 import numpy as np
 import pytest
 
-from lmm_jax import bench, cli, decode, experiment, train, weights
+from lmm_jax import bench, cli, decode, experiment, presets, train, weights
 from lmm_jax.depth.cost import cost, train_flops
 from lmm_jax.eval import latency
 from lmm_jax.eval.latency import Report, Result, Settings, Timing
 from lmm_jax.models import lmm
+from lmm_jax.tasks import TASKS
 from tests.small import small_config, write_config
 from tests.test_train import command
 
@@ -34,6 +35,23 @@ def build(strategy: str = "llava", **model) -> experiment.Experiment:
     return experiment.build(config, ONE)
 
 
+def headed(task: str = "vqav2", **strategy) -> experiment.Experiment:
+    """An encoder."""
+    config = presets.encoder("quickstart-vilt", task)
+    config.workdir, config.model.unroll = "unwritten", 0
+    config.text.prefix, config.data.batch_size, config.task.negatives = 10, 2, 1
+    config.strategy.update(strategy)
+    return experiment.build(config, ONE)
+
+
+@pytest.fixture(scope="module")
+def encoders() -> Report:
+    """One without cuts and with cuts."""
+    cuts = dict(layers=(1, 3), prune=0.1, merge=0.3, text=0.2)
+    pair = ("whole", headed()), ("pumer", headed(pumer=cuts))
+    return bench.bench(pair, SETTINGS)
+
+
 @pytest.fixture(scope="module")
 def found() -> Report:
     """Two strategies that have their parameters in common."""
@@ -45,7 +63,7 @@ def found() -> Report:
 
 def test_all_rounds_but_the_first_are_kept(found):
     for result in found.results:
-        for timing in (result.first, result.loop, result.update):
+        for timing in (result.forward, result.loop, result.update):
             assert len(timing.rounds) == SETTINGS.rounds
             assert min(timing.rounds) > 0 and timing.compiling > 0
 
@@ -82,15 +100,30 @@ def test_a_training_step_takes_the_state_of_another_plan_over():
 @pytest.mark.parametrize(
     "strategy", ["llava", "deepstack", "deepstack_v", "average_pool"]
 )
-@pytest.mark.parametrize("answered", [False, True])
-def test_noise_is_what_the_model_reads(strategy, answered):
+@pytest.mark.parametrize("learns", [False, True])
+def test_noise_is_what_the_model_reads(strategy, learns):
     exp = build(strategy)
-    model = exp.model(train=answered)
-    batch = bench.random_batch(exp, model, 2, answered=answered)
+    model = exp.model(train=learns)
+    batch = bench.random_batch(exp, model, 2, learns=learns)
     expected = lmm.abstract_batch(model, 2)
     assert {n: (x.shape, x.dtype) for n, x in batch.items()} == {
         n: (x.shape, x.dtype) for n, x in expected.items()
     }
+
+
+@pytest.mark.parametrize("task", [task.name for task in TASKS])
+def test_noise_is_what_an_encoder_learns_from(task):
+    exp = headed(task)
+    model = exp.model(train=True)
+    batch = bench.random_batch(exp, model, 2, learns=True)
+    expected = exp.abstract_batch(model)
+    assert {n: (x.shape, x.dtype) for n, x in batch.items()} == {
+        n: (x.shape, x.dtype) for n, x in expected.items()
+    }
+    params = jax.jit(lambda key: exp.fresh(model, key))(jax.random.key(0))
+    objective = exp.objective(model)
+    loss, _ = jax.jit(lambda *read: objective(*read))(params, batch, None)
+    assert np.isfinite(loss)
 
 
 # --- The numbers ------------------------------------------------------------------------
@@ -111,6 +144,23 @@ def test_costs_are_those_of_the_plan(found):
         assert result.train_tokens == learned.entrance.length == 32
 
 
+def test_costs_of_an_encoder_are_those_of_its_plan(encoders):
+    for result in encoders.results:
+        assert result.loop is None and len(result.forward.rounds) == SETTINGS.rounds
+        assert (result.text, result.visual, result.kv_bytes) == (9, 65, 0)
+        assert result.train_tokens == 10 + 65
+    whole, pumer = encoders.results
+    assert whole.computed == cost(headed().plan(train=False, suffix=9)).prefill
+    assert pumer.computed < whole.computed and pumer.parameters == whole.parameters
+
+
+def test_every_candidate_of_a_ranking_costs_a_sequence():
+    exp = headed("flickr30k")
+    result = bench.Training(exp, bench.Shared()).result()
+    each = train_flops(exp.plan(train=True), frozen_vision=True, pairs="all")
+    assert result["train_computed"] == 2 * (1 + 1) * each
+
+
 def test_bytes_are_those_of_the_arrays(found):
     exp = build("fastv")
     model = exp.model(train=False, suffix=SETTINGS.text - exp.config.text.prefix)
@@ -122,8 +172,10 @@ def test_bytes_are_those_of_the_arrays(found):
     _, result = found.results
     assert SETTINGS.batch * result.kv_bytes == sum(4 * x.size for x in keys)
     assert result.parameters == sum(x.size for x in jax.tree.leaves(params))
-    assert result.first.memory > 4 * result.parameters
+    assert result.forward.memory > 4 * result.parameters
     assert result.update.memory > 3 * 4 * result.parameters  # with two moments each
+    for timing in (result.forward, result.loop, result.update):
+        assert 0 < timing.temporary < timing.memory
 
 
 def test_only_timings_make_weights_up():
@@ -137,17 +189,20 @@ def test_only_timings_make_weights_up():
 
 # --- Tables and JSON --------------------------------------------------------------------
 
-CALLS = Timing((0.004, 0.001, 0.002), 5.0, 3 * 2**20)
+CALLS = Timing((0.004, 0.001, 0.002), 5.0, 3 * 2**20, 2**20)
 PLAIN = Result(
-    "llava", "sizes", "float32", 1000, 64, 576, 1e10, 2e9, 5e8, 3e7, 2**21, 1.25e10,
-    CALLS, CALLS,
+    "llava", "sizes", "float32", 1000, 64, 576, 1e10, 2e9, 0.0, 5e8, 3e7, 2**21,
+    1.25e10, CALLS, CALLS,
 )  # fmt: skip
 HALF = dataclasses.replace(
     PLAIN,
     name="fastv:keep=288",
     computed=0.5e10,
     kv_bytes=2**20,
-    first=dataclasses.replace(CALLS, rounds=(0.002, 0.0005, 0.001)),
+    forward=dataclasses.replace(CALLS, rounds=(0.002, 0.0005, 0.001), temporary=2**18),
+)
+ENCODER = dict(
+    projector=0.0, token=0.0, kv_bytes=0, loop=None, forward=CALLS, words=3e9
 )
 VERSIONS = dict(device="TPU v5e", devices=4, jax="1.2")
 
@@ -167,12 +222,34 @@ def test_medians_ranges_and_ratios_round_by_round():
     costs, times, ratios = (cells(part) for part in text.split("\n\n")[1:])
     counts = ["1,000", "64", "576"]
     assert costs[2] == ["llava", *counts, "10", "2", "0.5", "0.03", "2", "float32"]
-    ran = ["2 (1-4)", "20,000 (10,000-40,000)", "3", "3", "5 + 5"]
+    ran = ["2 (1-4)", "20,000 (10,000-40,000)", "3", "1", "3", "5 + 5"]
     assert times[2] == ["llava", *ran]
-    half = ["0.4", "0.5 (0.5-0.5)", "80%", "0.5", "1 (1-1)"]
+    half = ["0.4", "0.5 (0.5-0.5)", "80%", "0.25", "0.5", "1 (1-1)"]
     assert ratios[0][0] == "ratio to llava" and ratios[2:] == [
         ["fastv:keep=288", *half]
     ]
+
+
+def test_columns_in_which_no_config_has_anything_are_left_out():
+    both = tuple(dataclasses.replace(one, **ENCODER) for one in (PLAIN, HALF))
+    text = latency.tables(Report(Settings(4, rounds=3), both, VERSIONS, None))
+    assert "batch 4; 3 rounds" in text
+    costs, times, ratios = (cells(part) for part in text.split("\n\n")[1:])
+    assert costs[0][4:] == ["language GFLOP", "vision", "text tower", "dtype"]
+    assert costs[2][4:] == ["10", "2", "3", "float32"]
+    heads = ["forward ms", "examples/s", "forward MiB", "activations", "compiled in s"]
+    assert times[0][1:] == heads
+    assert times[2][1:] == ["2 (1-4)", "2,000 (1,000-4,000)", "3", "1", "5"]
+    assert ratios[0][1:] == ["promised", "forward", "of the speed-up", "activations"]
+
+
+def test_tables_of_encoders(encoders):
+    costs, times, ratios = (
+        cells(part) for part in latency.tables(encoders).split("\n\n")[1:]
+    )
+    assert "KV MiB" not in costs[0] and "projector" not in costs[0]
+    assert "tokens/s" not in times[0] and "examples/s" in times[0]
+    assert [row[0] for row in ratios] == ["ratio to whole", "---", "pumer"]
 
 
 def test_every_row_has_the_columns_of_its_table(found):
@@ -194,7 +271,7 @@ def test_json_holds_every_round(found, tmp_path):
     for row, result in zip(read["results"], found.results):
         times = {
             name: Timing(**{**row[name], "rounds": tuple(row[name]["rounds"])})
-            for name in ("first", "loop", "update")
+            for name in ("forward", "loop", "update")
         }
         assert Result(**{**row, **times}) == result
 

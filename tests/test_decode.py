@@ -15,10 +15,10 @@ from lmm_jax.decode import (
     Generator,
     Sampling,
     TextStream,
-    prepared,
     sample,
     words,
 )
+from lmm_jax.weights import prepared
 
 TOLERANCE = dict(rtol=0, atol=1e-5)
 

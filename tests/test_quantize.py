@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from lmm_jax import quantize
-from lmm_jax.decode import Generator, prepared
+from lmm_jax.decode import Generator
 from lmm_jax.models import lmm
 from lmm_jax.nn.linear import FEW, Int8
+from lmm_jax.weights import prepared
 from tests.tiny import SPEC
 
 

@@ -6,8 +6,10 @@ belong together.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import math
 
+import jax
 import numpy as np
 from PIL import Image
 
@@ -35,6 +37,27 @@ def batch(
     rng = np.random.default_rng(0)
     rows = [_sample(spec, slots, vocab, answered, rng) for _ in range(size)]
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def like(
+    abstract: Mapping[str, jax.ShapeDtypeStruct], below: Mapping[str, int]
+) -> dict[str, np.ndarray]:
+    """Random arrays of given shapes: pixels, shares in 0..1, and all slots are valid.
+
+    Args:
+        below: of arrays of other integers, the first that is too large.
+    """
+    rng = np.random.default_rng(0)
+
+    def draw(name: str, x: jax.ShapeDtypeStruct) -> np.ndarray:
+        if x.dtype == bool:
+            return np.ones(x.shape, bool)
+        if np.issubdtype(x.dtype, np.floating):
+            return rng.random(x.shape, x.dtype)
+        top = 256 if x.dtype == np.uint8 else below[name]
+        return rng.integers(0, top, x.shape, x.dtype)
+
+    return {name: draw(name, x) for name, x in abstract.items()}
 
 
 def largest(spec: ImageSpec) -> tuple[int, int]:

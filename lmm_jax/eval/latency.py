@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import json
 from pathlib import Path
@@ -18,11 +18,11 @@ class Settings:
     """What is timed.
 
     Attributes:
-        batch: prompts at once.
-        text: text tokens of a prompt; 0 fills the slots of the config.
+        batch: examples at once: prompts, or what an encoder reads.
+        text: text tokens of an example; 0 fills the slots of the config.
         new_tokens: decoded in one loop, after the first.
         rounds: timed, after the one that warms up.
-        train: whether to time training steps of `data.batch_size` conversations.
+        train: whether to time training steps of `data.batch_size` examples.
     """
 
     batch: int = 1
@@ -40,11 +40,14 @@ class Timing:
         rounds: seconds of each call.
         compiling: seconds.
         memory: bytes on one device of arguments, results and temporaries together.
+        temporary: bytes of temporaries at their peak: activations and, in training,
+            gradients.
     """
 
     rounds: tuple[float, ...]
     compiling: float
     memory: int
+    temporary: int
 
     def over(self, base: Timing) -> list[float]:
         """Ratios to another, round by round."""
@@ -63,15 +66,18 @@ class Result:
         called: the model in words.
         dtype: of computation and cache.
         parameters: number.
-        text, visual: tokens of one prompt as it enters the language model.
-        language, vision, projector: FLOPs of one prompt.
-        token: FLOPs of its first decoded token.
-        kv_bytes: of one prompt.
-        computed: FLOPs up to the first token of one prompt.
-        train_batch, train_tokens: conversations of a training step, tokens of each.
+        text, visual: tokens of one example as it enters the language model.
+        language, vision, words, projector: FLOPs of one example, `words` those of the
+            text's own tower; 0 without such a part.
+        token: FLOPs of its first decoded token; 0 in an encoder, as `kv_bytes`.
+        kv_bytes: of one example.
+        computed: FLOPs of `forward` for one example.
+        train_batch, train_tokens: examples of a training step, tokens of each.
         train_computed: FLOPs of a training step.
-        first: vision, projector, prefill and sampling for all prompts.
-        loop: decoding of all new tokens but the first, for all prompts.
+        forward: of all examples up to the first token, sampling included; in an encoder,
+            up to what the head says.
+        loop: decoding of all new tokens but the first, for all examples; None in an
+            encoder.
         update: training step; as all about training, None if it was not timed.
     """
 
@@ -83,12 +89,13 @@ class Result:
     visual: int
     language: float
     vision: float
+    words: float
     projector: float
     token: float
     kv_bytes: int
     computed: float
-    first: Timing
-    loop: Timing
+    forward: Timing
+    loop: Timing | None = None
     train_batch: int | None = None
     train_tokens: int | None = None
     train_computed: float | None = None
@@ -133,10 +140,10 @@ def _conditions(found: Report) -> str:
     told, by = found.settings, found.versions
     chip = platform.processor() or platform.machine() if by["device"] == "cpu" else ""
     count = f"{by['devices']} device{'s' if by['devices'] > 1 else ''}"
+    decoded = f", {told.new_tokens} tokens decoded" if _decode(found) else ""
     lines = [
         f"{' '.join(filter(None, (by['device'], chip)))}, {count}, jax {by['jax']}",
-        f"batch {told.batch}, {told.new_tokens} tokens decoded; {told.rounds} rounds in "
-        "turn: medians (ranges)",
+        f"batch {told.batch}{decoded}; {told.rounds} rounds in turn: medians (ranges)",
     ]
     if found.device_peak is not None:
         lines.append(
@@ -146,64 +153,123 @@ def _conditions(found: Report) -> str:
 
 
 def _costs(found: Report) -> str:
-    """One prompt, by the plan."""
-    head = ("config", "parameters", "text", "visual", "language GFLOP", "vision")
-    rows = [(*head, "projector", "a token", "KV MiB", "dtype"), _rule(10)]
-    for one in found.results:
-        counts = (one.parameters, one.text, one.visual)
-        flops = (one.language, one.vision, one.projector, one.token)
-        rows.append(
-            (
-                one.name,
-                *(f"{count:,}" for count in counts),
-                *(_figures(x / 1e9) for x in flops),
-                _mib(one.kv_bytes),
-                one.dtype,
-            )
-        )
-    return report.table(rows)
+    """One example, by the plan."""
+
+    def giga(flops: float) -> str:
+        return _figures(flops / 1e9) if flops else ""
+
+    return _table(
+        found.results,
+        ("config", lambda one: one.name),
+        ("parameters", lambda one: f"{one.parameters:,}"),
+        ("text", lambda one: f"{one.text:,}"),
+        ("visual", lambda one: f"{one.visual:,}"),
+        ("language GFLOP", lambda one: giga(one.language)),
+        ("vision", lambda one: giga(one.vision)),
+        ("text tower", lambda one: giga(one.words)),
+        ("projector", lambda one: giga(one.projector)),
+        ("a token", lambda one: giga(one.token)),
+        ("KV MiB", lambda one: _mib(one.kv_bytes) if one.kv_bytes else ""),
+        ("dtype", lambda one: one.dtype),
+    )
 
 
 def _times(found: Report) -> str:
     """Times of a batch, and of each program its memory and seconds of compilation."""
-    trained = found.settings.train
-    head = ["config", "first token ms", "tokens/s"]
-    head += ["training step ms", "batch x tokens"] if trained else []
-    head += ["first token MiB", "decoding MiB"]
-    head += ["training MiB"] if trained else []
-    rows = [(*head, "compiled in s"), _rule(len(head) + 1)]
-    tokens = found.settings.batch * found.settings.new_tokens
-    for one in found.results:
-        rates = [tokens / seconds for seconds in one.loop.rounds]
-        cells = [one.name, spread(one.first.rounds, 1e3), spread(rates)]
-        if trained:
-            cells.append(spread(one.update.rounds, 1e3))
-            cells.append(f"{one.train_batch} x {one.train_tokens:,}")
-        programs = [part for part in (one.first, one.loop, one.update) if part]
-        cells += [_mib(program.memory) for program in programs]
-        cells.append(" + ".join(_figures(program.compiling) for program in programs))
-        rows.append(cells)
-    return report.table(rows)
+    told, forward = found.settings, _forward(found)
+
+    def ran(timing: Timing | None) -> str:
+        return spread(timing.rounds, 1e3) if timing else ""
+
+    def rate(count: int, timing: Timing | None) -> str:
+        return spread([count / x for x in timing.rounds]) if timing else ""
+
+    def held(timing: Timing | None) -> str:
+        return _mib(timing.memory) if timing else ""
+
+    def compiling(one: Result) -> str:
+        programs = filter(None, (one.forward, one.loop, one.update))
+        return " + ".join(_figures(program.compiling) for program in programs)
+
+    return _table(
+        found.results,
+        ("config", lambda one: one.name),
+        (f"{forward} ms", lambda one: ran(one.forward)),
+        ("examples/s", lambda one: "" if one.loop else rate(told.batch, one.forward)),
+        ("tokens/s", lambda one: rate(told.batch * told.new_tokens, one.loop)),
+        ("training step ms", lambda one: ran(one.update)),
+        (
+            "batch x tokens",
+            lambda one: one.update and f"{one.train_batch} x {one.train_tokens:,}",
+        ),
+        (f"{forward} MiB", lambda one: held(one.forward)),
+        ("activations", lambda one: _mib(one.forward.temporary)),
+        ("decoding MiB", lambda one: held(one.loop)),
+        ("training MiB", lambda one: held(one.update)),
+        (
+            "activations and gradients",
+            lambda one: one.update and _mib(one.update.temporary),
+        ),
+        ("compiled in s", compiling),
+    )
 
 
 def _ratios(found: Report) -> str:
     """To the first config; "promised" are ratios of the FLOPs that are computed."""
-    base = found.results[0]
-    head = [f"ratio to {base.name}", "promised", "first token"]
-    head += ["of the speed-up", "KV", "a token"]
-    head += ["promised", "training step"] if found.settings.train else []
-    rows = [head, _rule(len(head))]
-    for one in found.results[1:]:
-        promised, first = one.computed / base.computed, one.first.over(base.first)
-        reached = statistics.median(promised / ratio for ratio in first)
-        cells = [one.name, _figures(promised), spread(first), f"{reached:.0%}"]
-        cells.append(_figures(one.kv_bytes / base.kv_bytes))
-        cells.append(spread(one.loop.over(base.loop)))
-        if found.settings.train:
-            cells.append(_figures(one.train_computed / base.train_computed))
-            cells.append(spread(one.update.over(base.update)))
-        rows.append(cells)
-    return report.table(rows)
+    base, forward = found.results[0], _forward(found)
+
+    def promised(one: Result) -> float:
+        return one.computed / base.computed
+
+    def reached(one: Result) -> str:
+        shares = [promised(one) / x for x in one.forward.over(base.forward)]
+        return f"{statistics.median(shares):.0%}"
+
+    def over(mine: Timing | None, other: Timing | None) -> str:
+        return spread(mine.over(other)) if mine and other else ""
+
+    def ratio(mine: float | None, other: float | None) -> str:
+        return _figures(mine / other) if mine and other else ""
+
+    def held(timing: Timing | None) -> int:
+        return timing.temporary if timing else 0
+
+    return _table(
+        found.results[1:],
+        (f"ratio to {base.name}", lambda one: one.name),
+        ("promised", lambda one: _figures(promised(one))),
+        (forward, lambda one: over(one.forward, base.forward)),
+        ("of the speed-up", reached),
+        ("activations", lambda one: ratio(held(one.forward), held(base.forward))),
+        ("KV", lambda one: ratio(one.kv_bytes, base.kv_bytes)),
+        ("a token", lambda one: over(one.loop, base.loop)),
+        ("promised", lambda one: ratio(one.train_computed, base.train_computed)),
+        ("training step", lambda one: over(one.update, base.update)),
+        (
+            "activations and gradients",
+            lambda one: ratio(held(one.update), held(base.update)),
+        ),
+    )
+
+
+def _table(
+    results: Sequence[Result], *columns: tuple[str, Callable[[Result], str | None]]
+) -> str:
+    """A row for each config. A column in which no config has anything is left out."""
+    cells = [(head, [say(one) or "" for one in results]) for head, say in columns]
+    heads, told = zip(*((head, column) for head, column in cells if any(column)))
+    rule = ("---", *["--:"] * (len(heads) - 1))
+    return report.table([heads, rule, *zip(*told)])
+
+
+def _decode(found: Report) -> bool:
+    """Whether a config does."""
+    return any(one.loop for one in found.results)
+
+
+def _forward(found: Report) -> str:
+    """How tables call the program `forward`."""
+    return "first token" if _decode(found) else "forward"
 
 
 def spread(values: Sequence[float], unit: float = 1.0) -> str:
@@ -211,10 +277,6 @@ def spread(values: Sequence[float], unit: float = 1.0) -> str:
     low, middle, high = min(values), statistics.median(values), max(values)
     shown = [_figures(unit * value) for value in (middle, low, high)]
     return "{} ({}-{})".format(*shown)
-
-
-def _rule(columns: int) -> tuple[str, ...]:
-    return ("---", *["--:"] * (columns - 1))
 
 
 def _figures(value: float) -> str:

@@ -87,6 +87,17 @@ class Experiment(abc.ABC):
         """Shapes of a batch of `data.batch_size`, for tracing without data."""
 
     @abc.abstractmethod
+    def noise(
+        self, model: nn.Module, size: int, *, learns: bool
+    ) -> dict[str, np.ndarray]:
+        """A batch that fills all slots of a model, with targets if it `learns`."""
+
+    @property
+    def candidates(self) -> int:
+        """Sequences of text that an example of training has."""
+        return 1
+
+    @abc.abstractmethod
     def objective(self, model: nn.Module) -> Objective:
         """What training minimises."""
 

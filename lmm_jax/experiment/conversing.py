@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from lmm_jax import hub, strategies
-from lmm_jax.data import conversation, pipeline
+from lmm_jax.data import conversation, noise, pipeline
 from lmm_jax.data.conversation import end_id, find_template
 from lmm_jax.data.images import ImageSpec
 from lmm_jax.data.native import NativeSpec
@@ -218,6 +219,12 @@ class Conversing(Experiment):
 
     def abstract_batch(self, model: lmm.LMM) -> dict[str, jax.ShapeDtypeStruct]:
         return lmm.abstract_batch(model, self.config.data.batch_size)
+
+    def noise(
+        self, model: lmm.LMM, size: int, *, learns: bool
+    ) -> dict[str, np.ndarray]:
+        slots = Slots.of(model.plan)
+        return noise.batch(self.images, slots, self.vocab, size, answered=learns)
 
     def objective(self, model: lmm.LMM) -> NextToken:
         train = self.config.train

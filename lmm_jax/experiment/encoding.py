@@ -9,8 +9,10 @@ from typing import Any
 
 from flax import linen as nn
 import jax
+import numpy as np
 
 from lmm_jax import hub, strategies
+from lmm_jax.data import noise
 from lmm_jax.data.augment import RandAugment
 from lmm_jax.data.images import ImageSpec
 from lmm_jax.data.pairs import Pair, PairSpec
@@ -130,10 +132,24 @@ class Encoding(Experiment):
         )
 
     def abstract_batch(self, model: nn.Module) -> dict[str, jax.ShapeDtypeStruct]:
-        size, task = self.config.data.batch_size, self.config.task
-        family = encoders.family(self.spec)
-        found = family.abstract_batch(model, size)
-        return self.task.arrays(found, self.spec.head.outputs, task.negatives)
+        return self._arrays(model, self.config.data.batch_size, learns=True)
+
+    def _arrays(self, model: nn.Module, size: int, *, learns: bool):
+        found = encoders.family(self.spec).abstract_batch(model, size)
+        if not learns:
+            return found
+        negatives = self.config.task.negatives
+        return self.task.arrays(found, self.spec.head.outputs, negatives)
+
+    def noise(
+        self, model: nn.Module, size: int, *, learns: bool
+    ) -> dict[str, np.ndarray]:
+        below = {"tokens": self.vocab, "label": self.spec.head.outputs}
+        return noise.like(self._arrays(model, size, learns=learns), below)
+
+    @property
+    def candidates(self) -> int:
+        return 1 + self.config.task.negatives * self.task.ranks
 
     def objective(self, model: nn.Module) -> Headed:
         task = self.config.task
@@ -154,7 +170,7 @@ class Encoding(Experiment):
             g.prefix,
             self.tokenizer,
             images=g.rows,
-            negatives=task.negatives * self.task.ranks if g.train else 0,
+            negatives=self.candidates - 1 if g.train else 0,
             augment=RandAugment() if task.augment and g.train else None,
             seed=self.config.data.seed,
         )

@@ -33,7 +33,8 @@ TEXT, IMAGE = "prefix", "visual"  # spans of the streams
 
 
 class CoAttentionStack(nn.Module):
-    """L pairs of a text block and an image block, with stacked parameters.
+    """L pairs of a text block and an image block, with stacked parameters, or, to run but
+    not to learn, with layers `apart` as in `LayerStack`.
 
     A cut inside a layer lies before the MLP of its text block: the image block finds both
     streams as the cut leaves them.
@@ -55,8 +56,8 @@ class CoAttentionStack(nn.Module):
     constrain: Callable[[Array], Array] = lambda x: x
 
     def setup(self):
-        self.text = self.param("text", self._init)
-        self.image = self.param("image", self._init)
+        self.text = self._stacked("text")
+        self.image = self._stacked("image")
 
     def run(
         self,
@@ -94,17 +95,21 @@ class CoAttentionStack(nn.Module):
 
         streams = _hidden(state, TEXT), _hidden(state, IMAGE)
         layers = self._rows(slice(step.start, step.stop), step)
-        length = step.stop - step.start
-        unroll = length if self.unroll == 0 else min(self.unroll, length)
         body = rematted(body, self.remat)
-        (words, patches), _ = jax.lax.scan(body, streams, layers, unroll=unroll)
+        if self._apart:
+            for layer in layers:
+                streams, _ = body(streams, layer)
+        else:
+            length = step.stop - step.start
+            unroll = length if self.unroll == 0 else min(self.unroll, length)
+            streams, _ = jax.lax.scan(body, streams, layers, unroll=unroll)
+        words, patches = streams
         return _put(_put(state, TEXT, words), IMAGE, patches)
 
     def _layer(self, state: TokenState, step: Layer, ctx, ops, mode):
         """One layer alone: its text block is shown, and both streams may be cut."""
-        layer = jax.tree.map(
-            lambda p: p[0], self._rows(slice(step.start, step.stop), step)
-        )
+        rows = self._rows(slice(step.start, step.stop), step)
+        layer = rows[0] if self._apart else jax.tree.map(lambda p: p[0], rows)
         entered, feed = state, rematted(self._feed, self.remat)
         words, seen = self._shown(layer["text"], state, TEXT, state, step.observe)
         state = _put(state, TEXT, words)
@@ -152,10 +157,23 @@ class CoAttentionStack(nn.Module):
     def _block(self) -> Block:
         return Block(self.spec, parent=None)
 
-    def _rows(self, rows: slice, step: Scan | Layer) -> dict[str, Any]:
+    @property
+    def _apart(self) -> bool:
+        return isinstance(self.text["layers"], tuple)
+
+    def _rows(self, rows: slice, step: Scan | Layer) -> Any:
         layers = {"text": self.text["layers"], "image": self.image["layers"]}
+        if self._apart:
+            pairs = zip(*(layers[stream][rows] for stream in layers))
+            return [dict(zip(layers, pair)) for pair in pairs]
         layers = jax.tree.map(lambda p: p[rows], layers)
         return layers if step.learns else jax.lax.stop_gradient(layers)
+
+    def _stacked(self, stream: str) -> Mapping[str, Any]:
+        # `self.param` would refuse layers that are apart.
+        if self.has_variable("params", stream):
+            return self.get_variable("params", stream)
+        return self.param(stream, self._init)
 
     def _init(self, rng: Array) -> dict[str, Any]:
         x = jnp.zeros((1, 1, self.spec.width), self.spec.dtype)

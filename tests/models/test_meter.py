@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lmm_jax import weights
 from lmm_jax.depth import Connect, Context, make_plan
 from lmm_jax.depth.cost import cost
 from lmm_jax.models import meter
@@ -72,6 +73,21 @@ def batch(seed: int = 0, pads: int | None = None):
 @functools.partial(jax.jit, static_argnums=0)
 def logits(model, params, batch):
     return model.apply({"params": params}, batch, method="score")[0]["logits"]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("cuts", [{}, CUTS])
+def test_layers_apart_give_the_same_logits(order, cuts):
+    model = planned(tiny(order), **cuts)
+    apart = weights.prepared(jax.device_put(params(), jax.devices()[0]))
+    for stack in (
+        apart["vision"]["stack"],
+        apart["text"]["stack"],
+        apart["stack"]["text"],
+    ):
+        assert isinstance(stack["layers"], tuple)
+    found = [logits(model, each, batch(pads=1)) for each in (params(), apart)]
+    np.testing.assert_allclose(*found, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("order", ORDERS)

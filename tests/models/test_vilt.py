@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lmm_jax import weights
 from lmm_jax.depth import make_plan
 from lmm_jax.depth.cost import cost
 from lmm_jax.depth.table import table
@@ -72,6 +73,14 @@ def noisy(batch):
     """Other words, where there is none."""
     words = np.random.default_rng(2).integers(0, 40, batch["tokens"].shape)
     return dict(batch, tokens=np.where(batch["valid"], batch["tokens"], words))
+
+
+@pytest.mark.parametrize("cuts", [{}, SHARES])
+def test_layers_apart_give_the_same_logits(cuts):
+    apart = weights.prepared(jax.device_put(params(), jax.devices()[0]))
+    assert isinstance(apart["stack"]["layers"], tuple)
+    found = [logits(build(**cuts), example(), tree) for tree in (params(), apart)]
+    np.testing.assert_allclose(*found, rtol=0, atol=1e-5)
 
 
 def test_no_reduction_is_the_baseline_bit_by_bit():
