@@ -64,7 +64,7 @@ def predictor(model: nn.Module) -> Callable[..., Array]:
 
 
 def _classified(exp: Encoding, source, run) -> tuple[dict[str, float], int]:
-    names = source.vocabulary.answers if exp.task.labels else exp.task.classes
+    names = exp.answers if exp.task.labels else exp.task.classes
     count = min(len(source), exp.config.eval.limit or len(source))
     pairs = _Part(source, count)
     samples = exp.samples(exp.plan(train=False))

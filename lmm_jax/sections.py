@@ -126,7 +126,8 @@ class InitConfig:
     Attributes:
         run: another run's work directory, or what `lmm_jax.convert` wrote; its parameters
             are loaded, shape by shape.
-        load: a LLaVA folder in the hub's layout: sizes and all parameters.
+        load: a LLaVA's or an encoder's folder in the hub's layout: sizes and all
+            parameters. An encoder of another task needs a head that starts fresh.
         vision, language: folders of one part each: its sizes and parameters; what no
             folder holds (the projector) starts fresh.
         fresh: patterns of parameters that start fresh although they are there.

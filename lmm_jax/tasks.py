@@ -85,6 +85,8 @@ def _labels(outputs, batch):
 def _ranks(outputs, batch):
     scores = outputs["logits"].reshape(batch["tokens"].shape[:2])
     loss, scalars = losses.ranking(scores)
+    if "match" not in outputs:  # as in retrieval heads of `transformers`
+        return loss, scalars
     right = jnp.zeros(scores.shape, jnp.int32).at[:, 0].set(1).reshape(-1)
     match, _ = losses.classes(outputs["match"], right)
     return loss + MATCH * match, {**scalars, "match": match}

@@ -36,8 +36,8 @@ class Encoding(Experiment):
     def spec(self) -> EncoderSpec:
         m, task = self.config.model, self.task
         spec = self._sizes
-        if task.labels and (count := self._answers):
-            spec = encoders.classes(spec, count)
+        if task.labels and self.answers:
+            spec = encoders.classes(spec, len(self.answers))
         if m.image_size:
             vision = dataclasses.replace(spec.vision, image=m.image_size)
             spec = dataclasses.replace(spec, vision=vision)
@@ -47,19 +47,19 @@ class Encoding(Experiment):
 
     @functools.cached_property
     def _sizes(self) -> EncoderSpec:
-        folder = self._remembered or self.config.init.load
+        task, folder = self.config.task.name, self.config.init.load
+        if file := self._remembered:
+            return hub.read_spec(hub.read_json(file), file.parent)
         if not folder:
-            return encoders.named(self.config.model.encoder, self.config.task.name)
-        if self._remembered:
-            return hub.read_spec(hub.read_json(folder), Path(folder).parent)
-        return hub.read_spec(hub.Folder(folder).config, folder)
+            return encoders.named(self.config.model.encoder, task)
+        return encoders.headed(hub.read_spec(hub.Folder(folder).config, folder), task)
 
     @property
-    def _answers(self) -> int:
-        """Classes of the data's vocabulary; 0 where there is none yet."""
+    def answers(self) -> tuple[str, ...]:
+        """The data's vocabulary, a class each; () where there is none yet."""
         told = (source.answers for source in self.config.data.sources)
         found = [Path(path) for path in told if path and Path(path).exists()]
-        return len(Vocabulary.read(found[0])) if found else 0
+        return Vocabulary.read(found[0]).answers if found else ()
 
     @property
     def task(self) -> Task:

@@ -24,6 +24,7 @@ from lmm_jax.hub.fields import Fields
 from lmm_jax.hub.folder import Folder
 from lmm_jax.hub.fused import Split, fused_of, joined
 from lmm_jax.hub.positions import at_size
+from lmm_jax.hub.types import of_images
 from lmm_jax.models.meter import MeterSpec
 from lmm_jax.models.specs import LanguageSpec, LMMSpec, VisionSpec
 from lmm_jax.models.vilt import ViltSpec
@@ -104,7 +105,7 @@ def load(
     Args:
         folder: opened.
         spec: from `read_spec`; it may run fewer layers, or read images of another size,
-            for which learned positions are interpolated.
+            for which learned positions are interpolated, or more images.
         abstract: shapes, dtypes and, if they are to be placed, shardings.
         without: branches of `abstract` that come from elsewhere.
         cast: see `from_published`.
@@ -121,11 +122,13 @@ def load(
     if (tower := _tower(spec)) is not None:
         stored = _tower(read_spec(folder.config, folder.path))
         tensors = at_size(tensors, rows, stored, tower)
+    tensors = of_images(tensors, rows, getattr(spec, "types", 0))
     wanted = {name: x for name, x in abstract.items() if name not in without}
     # A tied head may be stored all the same.
     excused = _any_of((*family.IGNORED, r"(^|\.)lm_head\.weight$"))
     missing = names(rows, wanted) - set(tensors)
-    left = set(tensors) - names(rows, abstract)
+    replaced = _replaced(folder, family, without)
+    left = set(tensors) - names(rows, abstract) - replaced
     unused = {name for name in left if not excused.search(name)}
     may_be_left = _any_of(allow_unused)
     allowed = {name for name in unused if may_be_left.search(name)}
@@ -134,6 +137,15 @@ def load(
     if missing or unused - allowed:
         raise ValueError(_misfit(folder, missing, unused - allowed))
     return from_published(tensors, rows, wanted, cast=cast)
+
+
+def _replaced(folder: Folder, family: Any, without: Collection[str]) -> set[str]:
+    """Keys that a folder has for branches that come from elsewhere, perhaps others than
+    ours: a head of another task."""
+    if not without:
+        return set()
+    rows = family.rows(read_spec(folder.config, folder.path))
+    return {row.key for row in rows if row.path.split("/")[0] in without}
 
 
 def _any_of(patterns: Sequence[str]) -> re.Pattern[str]:
@@ -151,7 +163,10 @@ def _misfit(folder: Folder, missing: set[str], unused: set[str]) -> str:
     ]
     if missing:
         lines.append(f"  it lacks {_listed(missing)}")
-        lines.append("  (a part in a folder of its own: init.vision, init.language)")
+        lines.append(
+            "  (a part in a folder of its own: init.vision, init.language; one that is "
+            "yet to be learned: init.fresh)"
+        )
     if unused:
         lines.append(f"  it has no use for {_listed(unused)}")
         lines.append(

@@ -24,9 +24,18 @@ def quickstart(task: str) -> ViltSpec:
     return ViltSpec(vision, block, 6, 512, 40, types=1 + found.images, head=found)
 
 
+def tiny(task: str) -> ViltSpec:
+    """A ViLT that trains within seconds, for tests."""
+    block = vit_block(24, 2, 32, "gelu", norm_eps=1e-6)
+    found = head(task, block.width)
+    vision = vilt.patches(32, 8, block)
+    return ViltSpec(vision, block, 2, 512, 40, types=1 + found.images, head=found)
+
+
 NAMED: dict[str, Callable[[str], EncoderSpec]] = {
     "meter-b-16": meter.b_16,
     "quickstart-vilt": quickstart,
+    "tiny-vilt": tiny,
     "vilt-b-32": vilt.b_32,
 }
 
@@ -40,6 +49,20 @@ def named(name: str, task: str) -> EncoderSpec:
     if name not in NAMED:
         raise ValueError(f"model.encoder={name!r}: use one of {', '.join(NAMED)}.")
     return NAMED[name](task)
+
+
+def headed(spec: EncoderSpec, task: str) -> EncoderSpec:
+    """The same encoder with the head of a task, unless it has one, and with types for all
+    images that this reads.
+
+    Raises:
+        ValueError: no such task.
+    """
+    if spec.head and spec.head.task == task:
+        return spec
+    found = head(task, spec.block.width)
+    types = max(spec.types, 1 + found.images)
+    return dataclasses.replace(spec, head=found, types=types)
 
 
 def classes(spec: EncoderSpec, count: int) -> EncoderSpec:

@@ -61,7 +61,8 @@ def _head(f: Fields, width: int) -> HeadSpec | None:
     if kind in _HEADLESS:
         return None
     if kind == _RANKS:
-        return HeadSpec("flickr30k", 1)
+        # A field of ours: `transformers` has no use for what else was learned.
+        return HeadSpec("flickr30k", 1, match=f.take("image_text_matching", False))
     if kind == _IMAGES:
         return HeadSpec("nlvr2", classes, images * width, images=images)
     if kind == _ANSWERS:
@@ -89,7 +90,7 @@ def config(spec: ViltSpec) -> dict[str, Any]:
     ):
         raise ValueError(
             "ViLT of transformers has one epsilon, no soft masks, and heads of twice its "
-            f"width that match nothing; this one has {b.norm_eps} and {spec.text_eps}, "
+            f"width; this one has {b.norm_eps} and {spec.text_eps}, "
             f"soft_mask={b.soft_mask} and {head}: export it as vilt_original."
         )
     fields = {
@@ -111,6 +112,8 @@ def config(spec: ViltSpec) -> dict[str, Any]:
     if head and head.hidden:
         fields["id2label"] = {str(i): f"LABEL_{i}" for i in range(head.outputs)}
         fields["label2id"] = {f"LABEL_{i}": i for i in range(head.outputs)}
+    if head and head.match:
+        fields["image_text_matching"] = True
     if head and head.images > 1:
         fields["num_images"] = head.images
     return fields
@@ -126,4 +129,4 @@ def _class(head: HeadSpec | None) -> str:
 
 def _fits(head: HeadSpec, width: int) -> bool:
     hidden = max(2, head.images) * width if head.hidden else 0
-    return head.hidden == hidden and not head.match
+    return head.hidden == hidden
