@@ -19,37 +19,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import dataclasses
-import os
-import platform
-import statistics
 import tempfile
 import time
 
-CORES = 2
-if hasattr(os, "sched_setaffinity"):  # before either library counts them
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
+from absl import app, flags
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rounds import CORES, conditions, fastest, measured, seconds
+import torch
+import transformers
 
-from absl import app, flags  # noqa: E402
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-import transformers  # noqa: E402
-
-from lmm_jax import hub, optim, partition, quantize, train  # noqa: E402
-from lmm_jax.decode import Generator  # noqa: E402
-from lmm_jax.depth import make_plan  # noqa: E402
-from lmm_jax.eval.latency import spread  # noqa: E402
-from lmm_jax.models import lmm  # noqa: E402
-from lmm_jax.objectives import NextToken  # noqa: E402
-from lmm_jax.sections import TrainConfig  # noqa: E402
-from lmm_jax.weights import prepared  # noqa: E402
+from lmm_jax import hub, optim, partition, quantize, train
+from lmm_jax.decode import Generator
+from lmm_jax.depth import make_plan
+from lmm_jax.eval.latency import spread
+from lmm_jax.models import lmm
+from lmm_jax.objectives import NextToken
+from lmm_jax.sections import TrainConfig
+from lmm_jax.weights import prepared
 
 _BATCHES = flags.DEFINE_list("batches", ["1", "4"], "Prompts at once.")
 _TRAIN = flags.DEFINE_integer("train_batch", 2, "Conversations in a training step.")
 _TOKENS = flags.DEFINE_integer("new_tokens", 32, "Tokens decoded.")
-_ROUNDS = flags.DEFINE_integer("rounds", 7, "Timed rounds.")
-_REST = flags.DEFINE_float("rest", 0.3, "Seconds in which idle threads fall asleep.")
 
 TEXT, PATCHES = 60, 196
 IMAGE_TOKEN = 49150
@@ -221,12 +213,6 @@ class Ours:
         return float(scalars["loss"])
 
 
-def seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    jax.block_until_ready(run())
-    return time.perf_counter() - start
-
-
 def main(argv) -> None:
     torch.set_num_threads(CORES)
     model = llava()
@@ -269,39 +255,20 @@ def cases(ours: Ours, theirs: Theirs) -> dict[str, dict[str, Callable[[], float]
     return found
 
 
-def measured(cases) -> dict[str, dict[str, list[float]]]:
-    """Seconds of every way of every case, round after round."""
-    times = {case: {way: [] for way in ways} for case, ways in cases.items()}
-    for number in range(1 + _ROUNDS.value):
-        for case, ways in cases.items():
-            for way, run in ways.items():
-                time.sleep(_REST.value)  # OpenMP's threads spin on before they sleep
-                spent = run()
-                if number:
-                    times[case][way].append(spent)
-    return times
-
-
 def report(times: dict[str, dict[str, list[float]]]) -> None:
     """Prints a table; the speed-up is over PyTorch's fastest way."""
-    print(
-        f"\n{platform.processor() or platform.machine()}, {CORES} cores, float32;",
-        end="",
-    )
-    print(f" jax {jax.__version__}, torch {torch.__version__}, transformers", end=" ")
-    print(f"{transformers.__version__}; {_ROUNDS.value} rounds, medians (ranges)\n")
+    print(f"\n{conditions()}\n")
     print("| | lmm_jax ms | PyTorch ms | its fastest way | speed-up |")
     print("|---|--:|--:|---|--:|")
     for case, ways in times.items():
         steps = _TOKENS.value if case.startswith("decode") else 1
         other = {way: spent for way, spent in ways.items() if "lmm_jax" not in way}
-        fastest = min(other, key=lambda way: statistics.median(other[way]))
-        best = other[fastest]
+        theirs, best = fastest(other)
         for way in [way for way in ways if way not in other]:
             ratios = [b / m for b, m in zip(best, ways[way])]
-            mine, theirs = (spread(spent, 1e3 / steps) for spent in (ways[way], best))
+            ms = [spread(spent, 1e3 / steps) for spent in (ways[way], best)]
             name = case + way.removeprefix("lmm_jax")
-            print(f"| {name} | {mine} | {theirs} | {fastest} | {spread(ratios)} |")
+            print(f"| {name} | {ms[0]} | {ms[1]} | {theirs} | {spread(ratios)} |")
 
 
 if __name__ == "__main__":
