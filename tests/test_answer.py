@@ -61,7 +61,7 @@ def test_short_prompts_take_small_buckets_and_answer_the_same(exp, params, page)
     assert answerer.programs == 2 * 3
     evaluation = dataclasses.replace(exp.config.eval, buckets=(128,))
     config = dataclasses.replace(exp.config, eval=evaluation)
-    whole = experiment.Experiment(config, exp.devices)
+    whole = dataclasses.replace(exp, config=config)
     assert Answerer(whole, params, NEW).ask(asked, 2) == found
 
 
@@ -71,7 +71,7 @@ def test_chunks_of_the_config(exp, params, page):
     for chunk in (20, 0):
         evaluation = dataclasses.replace(exp.config.eval, chunk=chunk)
         config = dataclasses.replace(exp.config, eval=evaluation)
-        answerer = Answerer(experiment.Experiment(config, exp.devices), params, NEW)
+        answerer = Answerer(dataclasses.replace(exp, config=config), params, NEW)
         assert answerer.ask(asked, 2) == found
         assert {made.chunk for made in answerer._generators.values()} == {chunk}
     with pytest.raises(ValueError, match="chunk=-2: use a number of tokens, or 0"):
