@@ -29,7 +29,7 @@ from lmm_jax import classify, hub, weights
 from lmm_jax.depth import make_plan
 from lmm_jax.depth.cost import cost
 from lmm_jax.eval.latency import spread
-from lmm_jax.models import vilt
+from lmm_jax.models import encoders, vilt
 from lmm_jax.strategies import pumer
 
 _BATCHES = flags.DEFINE_list("batches", ["1", "8", "32"], "Examples at once.")
@@ -78,7 +78,7 @@ class Ours:
             for name, c in CUTS.items()
         }
         whole = self.models["whole"]
-        abstract = jax.eval_shape(lambda k: vilt.init(whole, k), jax.random.key(0))
+        abstract = jax.eval_shape(lambda k: encoders.init(whole, k), jax.random.key(0))
         params = jax.tree.map(jnp.asarray, hub.load(folder, spec, abstract))
         self._params = weights.prepared(params)
         self._predict = {

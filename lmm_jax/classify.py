@@ -5,7 +5,8 @@ Letters: N images, C captions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -44,12 +45,7 @@ def evaluate(exp: Encoding) -> tuple[dict[str, float], int]:
     model = exp.model(train=False)
     params = weights.prepared(weights.to_run(exp, model))
     source = open_source(sources[0], train=False)
-
-    predict = predictor(model)
-
-    def run(batch):
-        return predict(params, exp.place(batch))
-
+    run = functools.partial(predictor(model), params)
     return (_ranked if exp.task.ranks else _classified)(exp, source, run)
 
 
@@ -69,8 +65,8 @@ def _classified(exp: Encoding, source, run) -> tuple[dict[str, float], int]:
     pairs = _Part(source, count)
     samples = exp.samples(exp.plan(train=False))
     found: dict[int, int] = {}
-    for batch in _batches(pairs, samples, exp.config.eval.batch_size):
-        best = np.asarray(jnp.argmax(run(batch), axis=-1))
+    for batch in pipeline.in_order(pairs, samples, exp.config.eval.batch_size):
+        best = np.asarray(jnp.argmax(run(exp.place(batch)), axis=-1))
         found |= {int(i): int(b) for i, b in zip(batch["id"], best) if i >= 0}
     scorer = vqa.official if exp.task.labels else exact.score
     task = tasks.Task(
@@ -125,10 +121,6 @@ class _Part(Sequence[Pair]):
         return self._source[index]
 
 
-def _batches(records, samples, size: int) -> Iterator[dict[str, np.ndarray]]:
-    return pipeline.in_order(records, samples, size)
-
-
 def _ranked(exp: Encoding, source, run) -> tuple[dict[str, float], int]:
     gallery = source.gallery
     scores = _scores(exp, gallery, run)
@@ -155,16 +147,18 @@ def _scores(exp: Encoding, gallery: Gallery, run) -> np.ndarray:
     samples = exp.samples(exp.plan(train=False))
     texts = samples.read(gallery.captions)
     rest = -len(gallery.captions) % size
-    starts = range(0, shape[1], size)
     texts = {k: np.pad(x, ((0, rest), (0, 0)), mode="edge") for k, x in texts.items()}
+    parts = [
+        exp.place({k: x[at : at + size] for k, x in texts.items()})
+        for at in range(0, shape[1], size)
+    ]
     for i in np.flatnonzero(np.isnan(scores).any(axis=1)):
         pair = Pair(str(i), (gallery.images[i],), "")
         one = samples.prompt(pair, index=int(i))
         image = {k: one[k] for k in ("images", "grid") if k in one}
-        image = {k: np.repeat(x[None], size, axis=0) for k, x in image.items()}
-        parts = ({k: x[at : at + size] for k, x in texts.items()} for at in starts)
-        found = [np.asarray(run({**image, **part})) for part in parts]
-        scores[i] = np.concatenate(found)[: shape[1], 0]
+        image = exp.place({k: np.repeat(x[None], size, 0) for k, x in image.items()})
+        found = jnp.concatenate([run({**image, **part}) for part in parts])
+        scores[i] = found[: shape[1], 0]
         scores.flush()
     return np.asarray(scores)
 

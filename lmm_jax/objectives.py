@@ -103,8 +103,6 @@ class Headed:
             told, _ = self.teacher.apply(taught, rows, method="score")
             ours, theirs = (self.task.compared(x, batch) for x in (outputs, told))
             apart = losses.distillation(ours, theirs, temperature=self.temperature)
-            loss, scalars = (
-                loss + self.distill * apart,
-                {**scalars, "distillation": apart},
-            )
+            loss = loss + self.distill * apart
+            scalars = {**scalars, "distillation": apart}
         return loss, {**scalars, **aux, "loss": loss}

@@ -164,7 +164,6 @@ def encoder(name: str, task: str) -> ml_collections.ConfigDict:
     c.optim.no_decay = ("(.*/)?bias", "((text|stack)/(.*[_/])?)?norm/scale")
     c.train.learn = ("(?!teacher/).*",)
     c.eval.after_training = True
-    c.lora.rank = 0
     return c
 
 

@@ -142,10 +142,12 @@ def _known(made: Experiment | None, abstract: dict[str, Any]) -> dict[str, Any]:
     if made is None:
         return abstract
     theirs = made.abstract_params(made.model(train=True))
-    lacking = {k for k in abstract if k.startswith(("strategy_", TEACHER))} - set(
-        theirs
-    )
-    return {k: x for k, x in abstract.items() if k not in lacking}
+    optional = ("strategy_", TEACHER)
+    return {
+        name: x
+        for name, x in abstract.items()
+        if name in theirs or not name.startswith(optional)
+    }
 
 
 def load_learned(exp: Experiment, model: nn.Module, run: str) -> dict[str, Any]:

@@ -254,7 +254,7 @@ def train(config: ml_collections.ConfigDict) -> Path:
             print(_preview(exp, source, plan), flush=True)
 
     flops = train_flops(plan, frozen_vision=not learns(parts.selection, "vision/"))
-    rows = exp.config.data.batch_size
+    rows = exp.config.data.batch_size * exp.candidates
     tokens = rows * (plan.entrance.length)
     work = metrics.Work.on_devices(tokens, rows * flops)
     shown = metrics.Progress(settings.steps, start=step, every=settings.log_every)

@@ -98,7 +98,7 @@ def test_a_train_step_and_predictions_of_encoders_trace(model, task):
     assert "distillation" in scalars
 
     plain = exp.model(train=False)
-    shown = encoders.family(exp.spec).abstract_batch(plain, 2)
+    shown = encoders.abstract_batch(plain, 2)
 
     def logits(params, batch):
         return plain.apply({"params": params}, batch, method="score")[0]["logits"]

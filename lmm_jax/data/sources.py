@@ -7,6 +7,7 @@ small, and raises `BadRecord` for a record that cannot be used.
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Sequence
 import dataclasses
 import json
@@ -44,7 +45,7 @@ class Source(Protocol):
     def name(self, index: int) -> str: ...
 
 
-class JsonSource:
+class JsonSource(abc.ABC):
     """Records of a file of JSON objects, each on its own; see `JsonRows`.
 
     Args:
@@ -64,9 +65,9 @@ class JsonSource:
     def __getitem__(self, index: int) -> Any:
         return self.rows.read(index, lambda row: self.parse(row, index))
 
+    @abc.abstractmethod
     def parse(self, row: Any, index: int) -> Any:
         """The record of an object; BadRecord, KeyError or TypeError where it is not one."""
-        raise NotImplementedError
 
 
 class LlavaJson(JsonSource):

@@ -10,6 +10,7 @@ import abc
 from collections.abc import Mapping
 import dataclasses
 import functools
+from pathlib import Path
 from typing import Any, ClassVar
 
 from flax import linen as nn
@@ -152,6 +153,13 @@ class Experiment(abc.ABC):
         """Rows of this process as global arrays on the mesh; host-only keys stay here."""
         rows = {name: x for name, x in batch.items() if name not in HOST_ONLY}
         return global_batch(rows, self.axes.batch(rows))
+
+    @property
+    def _remembered(self) -> Path | None:
+        """Where an earlier start wrote the sizes of folders, which may be gone."""
+        told = filter(None, (self.config.workdir, self.config.init.run))
+        files = (Path(run) / SIZES for run in told)
+        return next((file for file in files if file.is_file()), None)
 
     @property
     def _dtype(self) -> str:

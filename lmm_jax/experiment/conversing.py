@@ -18,10 +18,10 @@ from lmm_jax.data.native import NativeSpec
 from lmm_jax.data.placement import SampleSpec, Slots
 from lmm_jax.data.sources import Record
 from lmm_jax.depth import Plan, make_plan
-from lmm_jax.experiment.base import SIZES, Experiment
+from lmm_jax.experiment.base import Experiment
 from lmm_jax.models import lmm
 from lmm_jax.models.specs import LMMSpec, VisionSpec, named
-from lmm_jax.nn.params import Param
+from lmm_jax.nn.params import Param, of_ops
 from lmm_jax.objectives import NextToken
 
 
@@ -75,13 +75,6 @@ class Conversing(Experiment):
         return init.load or " + ".join(
             (init.vision or m.vision, init.language or m.language)
         )
-
-    @property
-    def _remembered(self) -> Path | None:
-        """Where an earlier start wrote the sizes of folders, which may be gone."""
-        told = filter(None, (self.config.workdir, self.config.init.run))
-        files = (Path(run) / SIZES for run in told)
-        return next((file for file in files if file.is_file()), None)
 
     @property
     def image_processor(self) -> Path | None:
@@ -215,7 +208,7 @@ class Conversing(Experiment):
         return lmm.init(model, key)
 
     def rows(self, model: lmm.LMM) -> tuple[Param, ...]:
-        return (*lmm.params(model.spec), *lmm.op_params(model.plan))
+        return (*lmm.params(model.spec), *of_ops(model.plan))
 
     def abstract_batch(self, model: lmm.LMM) -> dict[str, jax.ShapeDtypeStruct]:
         return lmm.abstract_batch(model, self.config.data.batch_size)

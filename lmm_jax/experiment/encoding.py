@@ -18,10 +18,10 @@ from lmm_jax.data.images import ImageSpec
 from lmm_jax.data.pairs import Pair, PairSpec
 from lmm_jax.data.vocabulary import Vocabulary
 from lmm_jax.depth import Plan, make_plan
-from lmm_jax.experiment.base import SIZES, Experiment
-from lmm_jax.models import encoders, lmm
+from lmm_jax.experiment.base import Experiment
+from lmm_jax.models import encoders
 from lmm_jax.models.encoders import EncoderSpec
-from lmm_jax.nn.params import Param
+from lmm_jax.nn.params import Param, of_ops
 from lmm_jax.objectives import TEACHER, Headed
 from lmm_jax.tasks import Task, named
 
@@ -80,12 +80,6 @@ class Encoding(Experiment):
     def sizes_from_folder(self) -> bool:
         return bool(self.config.init.load or self._remembered)
 
-    @property
-    def _remembered(self) -> Path | None:
-        told = filter(None, (self.config.workdir, self.config.init.run))
-        files = (Path(run) / SIZES for run in told)
-        return next((file for file in files if file.is_file()), None)
-
     def plan(self, *, train: bool, suffix: int = 0) -> Plan:
         """The config's cuts, or those that the model was published with.
 
@@ -118,16 +112,16 @@ class Encoding(Experiment):
         return model.clone(plan=plain)
 
     def fresh(self, model: nn.Module, key: jax.Array) -> dict[str, Any]:
-        init, teacher = encoders.family(self.spec).init, self.teacher(model)
-        taught = {TEACHER: init(teacher, key)} if teacher else {}
-        return {**init(model, key), **taught}
+        teacher = self.teacher(model)
+        taught = {TEACHER: encoders.init(teacher, key)} if teacher else {}
+        return {**encoders.init(model, key), **taught}
 
     def rows(self, model: nn.Module) -> tuple[Param, ...]:
         own = encoders.family(self.spec).params(model.spec)
         taught = [row.under(f"{TEACHER}/", "") for row in own]
         return (
             *own,
-            *lmm.op_params(model.plan),
+            *of_ops(model.plan),
             *(taught if self.teacher(model) else ()),
         )
 
@@ -135,7 +129,7 @@ class Encoding(Experiment):
         return self._arrays(model, self.config.data.batch_size, learns=True)
 
     def _arrays(self, model: nn.Module, size: int, *, learns: bool):
-        found = encoders.family(self.spec).abstract_batch(model, size)
+        found = encoders.abstract_batch(model, size)
         if not learns:
             return found
         negatives = self.config.task.negatives

@@ -7,6 +7,9 @@ import dataclasses
 from types import ModuleType
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from lmm_jax.models import meter, vilt
 from lmm_jax.models.heads import head
 from lmm_jax.models.meter import MeterSpec
@@ -14,6 +17,7 @@ from lmm_jax.models.specs import vit_block
 from lmm_jax.models.vilt import ViltSpec
 
 EncoderSpec = ViltSpec | MeterSpec
+Encoder = vilt.Vilt | meter.Meter
 
 
 def quickstart(task: str) -> ViltSpec:
@@ -71,10 +75,33 @@ def classes(spec: EncoderSpec, count: int) -> EncoderSpec:
 
 
 def family(spec: EncoderSpec) -> ModuleType:
-    """The module of a spec: `geometry`, `abstract_batch`, `init`, `params`."""
+    """The module of a spec: `geometry` and `params`."""
     return {ViltSpec: vilt, MeterSpec: meter}[type(spec)]
 
 
-def build(spec: EncoderSpec, *arguments: Any) -> vilt.Vilt | meter.Meter:
+def build(spec: EncoderSpec, *arguments: Any) -> Encoder:
     """The model of a spec along a plan; see `Vilt`."""
     return {ViltSpec: vilt.Vilt, MeterSpec: meter.Meter}[type(spec)](spec, *arguments)
+
+
+def abstract_batch(model: Encoder, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of the batch that a model reads, of images that fill their canvas."""
+    g, patch = model.plan.geometry, model.spec.vision.patch
+    height, width = (side * patch for side in g.grid)
+    return {
+        "images": jax.ShapeDtypeStruct((size, g.rows, height, width, 3), jnp.uint8),
+        "tokens": jax.ShapeDtypeStruct((size, g.prefix), jnp.int32),
+        "valid": jax.ShapeDtypeStruct((size, g.prefix), bool),
+    }
+
+
+def init(model: Encoder, rng: jax.Array) -> dict[str, Any]:
+    """Fresh parameters. Call it under `jax.jit` or `jax.eval_shape`."""
+    abstract = abstract_batch(model, 1)
+    batch = {name: jnp.zeros(x.shape, x.dtype) for name, x in abstract.items()}
+
+    def run(model, batch):
+        pooled = model.pooled(model(batch).state)
+        return model.head(pooled) if model.spec.head else pooled
+
+    return model.init(rng, batch, method=run)["params"]

@@ -381,15 +381,6 @@ def params(spec: LMMSpec) -> tuple[Param, ...]:
     )
 
 
-def op_params(plan: Plan) -> tuple[Param, ...]:
-    """Rows of the ops that have some; another's parameters are whole on every device."""
-    found = []
-    for edit in plan.edits:
-        rows = getattr(getattr(edit, "op", None), "params", tuple)()
-        found += [row.under(f"strategy_{edit.name}/", "") for row in rows]
-    return tuple(found)
-
-
 def _predecessors(state: TokenState, positions: Array, segment: Array) -> Array:
     """Storage row int32 [B, T] of the live token just before each text token.
 

@@ -189,28 +189,6 @@ def geometry(spec: MeterSpec, *, text: int) -> Geometry:
     )
 
 
-def abstract_batch(model: Meter, size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of the batch that a model reads."""
-    g, side = model.plan.geometry, model.spec.vision.image
-    return {
-        "images": jax.ShapeDtypeStruct((size, g.rows, side, side, 3), jnp.uint8),
-        "tokens": jax.ShapeDtypeStruct((size, g.prefix), jnp.int32),
-        "valid": jax.ShapeDtypeStruct((size, g.prefix), bool),
-    }
-
-
-def init(model: Meter, rng: Array) -> dict:
-    """Fresh parameters. Call it under `jax.jit` or `jax.eval_shape`."""
-    abstract = abstract_batch(model, 1)
-    batch = {name: jnp.zeros(x.shape, x.dtype) for name, x in abstract.items()}
-
-    def run(model, batch):
-        pooled = model.pooled(model(batch).state)
-        return model.head(pooled) if model.spec.head else pooled
-
-    return model.init(rng, batch, method=run)["params"]
-
-
 # In CLIP's own code queries, keys and values are one tensor; these names are of its parts.
 CLIP = vit.Names(
     "transformer.resblocks.{layer}.",

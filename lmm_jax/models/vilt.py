@@ -215,29 +215,6 @@ def geometry(
     )
 
 
-def abstract_batch(model: Vilt, size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of the batch that a model reads, of images that fill their canvas."""
-    g, patch = model.plan.geometry, model.spec.vision.patch
-    height, width = (side * patch for side in g.grid)
-    return {
-        "images": jax.ShapeDtypeStruct((size, g.rows, height, width, 3), jnp.uint8),
-        "tokens": jax.ShapeDtypeStruct((size, g.prefix), jnp.int32),
-        "valid": jax.ShapeDtypeStruct((size, g.prefix), bool),
-    }
-
-
-def init(model: Vilt, rng: Array) -> dict:
-    """Fresh parameters. Call it under `jax.jit` or `jax.eval_shape`."""
-    abstract = abstract_batch(model, 1)
-    batch = {name: jnp.zeros(x.shape, x.dtype) for name, x in abstract.items()}
-
-    def run(model, batch):
-        pooled = model.pooled(model(batch).state)
-        return model.head(pooled) if model.spec.head else pooled
-
-    return model.init(rng, batch, method=run)["params"]
-
-
 @dataclasses.dataclass(frozen=True)
 class Names:
     """What checkpoints call the parts of ViLT.

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from lmm_jax.depth import Plan
+
 
 @dataclasses.dataclass(frozen=True)
 class Param:
@@ -27,3 +29,12 @@ class Param:
     def under(self, path: str, key: str) -> Param:
         """The same parameter inside a larger model."""
         return dataclasses.replace(self, path=path + self.path, key=key + self.key)
+
+
+def of_ops(plan: Plan) -> tuple[Param, ...]:
+    """Rows of the ops that have some; another's parameters are whole on every device."""
+    found = []
+    for edit in plan.edits:
+        rows = getattr(getattr(edit, "op", None), "params", tuple)()
+        found += [row.under(f"strategy_{edit.name}/", "") for row in rows]
+    return tuple(found)

@@ -10,7 +10,7 @@ import numpy as np
 from lmm_jax.checkpoint.params import from_published
 from lmm_jax.hub.families import meter as family
 from lmm_jax.hub.fused import Split
-from lmm_jax.models import heads, meter
+from lmm_jax.models import encoders, heads
 from lmm_jax.models.meter import Meter, MeterSpec, co_block
 from lmm_jax.models.roberta import TextSpec
 from lmm_jax.models.specs import VisionSpec, vit_block
@@ -69,7 +69,7 @@ def batch(f: Fixture) -> dict[str, np.ndarray]:
 
 
 def params(f: Fixture, model: Meter) -> dict:
-    abstract = jax.eval_shape(lambda key: meter.init(model, key), jax.random.key(0))
+    abstract = jax.eval_shape(lambda key: encoders.init(model, key), jax.random.key(0))
     rows = family.rows(model.spec)
     tensors = Split(f.params, family.fused(model.spec))
     return from_published(tensors, rows, abstract)

@@ -18,7 +18,7 @@ from lmm_jax.hub.families import vilt as family
 from lmm_jax.hub.families import vilt_original
 from lmm_jax.hub.fields import Fields
 from lmm_jax.hub.fused import Split
-from lmm_jax.models import vilt
+from lmm_jax.models import encoders, vilt
 from lmm_jax.models.specs import vit_block
 from lmm_jax.nn import attention, block
 from lmm_jax.nn.block import Block
@@ -270,7 +270,7 @@ def test_transformers(case):
     canvas = height // spec.vision.patch, width // spec.vision.patch
     sizes = vilt.geometry(spec, text=f["in/input_ids"].shape[1], canvas=canvas)
     model = vilt.Vilt(spec, make_plan(sizes, ()))
-    abstract = jax.eval_shape(lambda k: vilt.init(model, k), jax.random.key(0))
+    abstract = jax.eval_shape(lambda k: encoders.init(model, k), jax.random.key(0))
     params = from_published(f.params, family.rows(spec), abstract)
     batch = golden.batch(f, spec.vision.patch)
     if case == "nlvr2":

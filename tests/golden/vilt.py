@@ -12,7 +12,7 @@ from lmm_jax.checkpoint.params import from_published
 from lmm_jax.depth import Plan, make_plan
 from lmm_jax.hub.families import vilt_original
 from lmm_jax.hub.fused import Split
-from lmm_jax.models import heads, vilt
+from lmm_jax.models import encoders, heads, vilt
 from lmm_jax.models.specs import vit_block
 from lmm_jax.models.vilt import Vilt, ViltSpec
 from lmm_jax.strategies import pumer
@@ -67,7 +67,7 @@ def plan(f: Fixture, spec: ViltSpec, *, reduced: bool) -> Plan:
 
 
 def params(f: Fixture, model: Vilt) -> dict[str, Any]:
-    abstract = jax.eval_shape(lambda k: vilt.init(model, k), jax.random.key(0))
+    abstract = jax.eval_shape(lambda k: encoders.init(model, k), jax.random.key(0))
     tensors = Split(f.params, vilt_original.fused(model.spec))
     return from_published(tensors, vilt_original.rows(model.spec), abstract)
 

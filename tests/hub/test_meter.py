@@ -18,7 +18,7 @@ from lmm_jax.checkpoint.params import check_rows, from_published, names, publish
 from lmm_jax.depth import make_plan
 from lmm_jax.hub.families import meter as family
 from lmm_jax.hub.fused import Split, joined
-from lmm_jax.models import meter
+from lmm_jax.models import encoders, meter
 from lmm_jax.strategies import Chosen
 from tests.golden import meter as golden
 from tests.golden import reference
@@ -63,7 +63,7 @@ OTHERS = {
 
 def abstract(spec):
     model = meter.Meter(spec, make_plan(meter.geometry(spec, text=8), ()))
-    return jax.eval_shape(lambda key: meter.init(model, key), jax.random.key(0))
+    return jax.eval_shape(lambda key: encoders.init(model, key), jax.random.key(0))
 
 
 def count(tree) -> int:

@@ -19,7 +19,7 @@ from lmm_jax.depth import make_plan
 from lmm_jax.hub.families import vilt as family
 from lmm_jax.hub.families import vilt_original
 from lmm_jax.hub.folder import write
-from lmm_jax.models import heads, vilt
+from lmm_jax.models import encoders, heads, vilt
 from lmm_jax.strategies import Chosen
 from tests.golden import reference
 from tests.golden import vilt as golden
@@ -69,7 +69,7 @@ def opened(path):
     spec = hub.read_spec(folder.config, path)
     g = vilt.geometry(spec, text=7, canvas=CANVAS)
     model = vilt.Vilt(spec, make_plan(g, ()))
-    abstract = jax.eval_shape(lambda k: vilt.init(model, k), jax.random.key(0))
+    abstract = jax.eval_shape(lambda k: encoders.init(model, k), jax.random.key(0))
     check_rows((family if spec.kind == "vilt" else vilt_original).rows(spec), abstract)
     return model, hub.load(folder, spec, abstract)
 
@@ -187,7 +187,7 @@ def test_the_backbone_alone(tmp_path):
 def test_rows_and_parameters_match_one_to_one(task):
     spec = vilt.b_32(task)
     model = vilt.Vilt(spec, make_plan(vilt.geometry(spec, text=40), ()))
-    abstract = jax.eval_shape(lambda k: vilt.init(model, k), jax.random.key(0))
+    abstract = jax.eval_shape(lambda k: encoders.init(model, k), jax.random.key(0))
     for names in (vilt.HUB, vilt_original.NAMES):
         check_rows(vilt.params(spec, names), abstract)
 

@@ -15,6 +15,7 @@ from lmm_jax.depth import Connect, VisionFeatures, make_plan
 from lmm_jax.models import lmm
 from lmm_jax.models.specs import LMMSpec, named
 from lmm_jax.nn.merger import Merger
+from lmm_jax.nn.params import of_ops
 from lmm_jax.nn.rope import Axial, RopeSpec
 from tests.tiny import SPEC
 
@@ -92,7 +93,7 @@ def test_all_that_they_learn_has_a_row(name, tiny):
     abstract = jax.eval_shape(lambda key: lmm.init(model, key), jax.random.key(0))
     assert "connector" not in abstract  # their mergers take its place
     rows = (row for row in lmm.params(SPEC) if not row.path.startswith("connector/"))
-    check_rows((*rows, *lmm.op_params(plan)), abstract)
+    check_rows((*rows, *of_ops(plan)), abstract)
 
 
 @pytest.mark.parametrize(

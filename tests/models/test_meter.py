@@ -13,7 +13,7 @@ import pytest
 from lmm_jax import weights
 from lmm_jax.depth import Connect, Context, make_plan
 from lmm_jax.depth.cost import cost
-from lmm_jax.models import meter
+from lmm_jax.models import encoders, meter
 from lmm_jax.models.heads import HeadSpec
 from lmm_jax.models.meter import Meter, MeterSpec, co_block
 from lmm_jax.models.roberta import TextSpec
@@ -49,7 +49,7 @@ def planned(spec: MeterSpec, mode: str = "drop", **cuts) -> Meter:
 def params():
     """Random in every entry: zeros and ones would hide mistakes."""
     model = planned(tiny("parallel"))
-    shapes = jax.eval_shape(lambda key: meter.init(model, key), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: encoders.init(model, key), jax.random.key(0))
     rng = np.random.default_rng(0)
 
     def draw(path, x):
@@ -188,9 +188,11 @@ def test_the_compiler_agrees_on_what_a_cut_spares(order):
 
     def counted(**cuts):
         model = planned(spec, **cuts)
-        shapes = jax.eval_shape(lambda key: meter.init(model, key), jax.random.key(0))
+        shapes = jax.eval_shape(
+            lambda key: encoders.init(model, key), jax.random.key(0)
+        )
         run = jax.jit(lambda p, b: model.apply({"params": p}, b).state.hidden)
-        compiled = run.lower(shapes, meter.abstract_batch(model, 1)).compile()
+        compiled = run.lower(shapes, encoders.abstract_batch(model, 1)).compile()
         return np.array([compiled.cost_analysis()["flops"], cost(model.plan).language])
 
     compiled, planned_ = counted() - counted(layers=(0,), prune=0.6, merge=0.0)

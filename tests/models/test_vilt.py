@@ -14,7 +14,7 @@ from lmm_jax import weights
 from lmm_jax.depth import make_plan
 from lmm_jax.depth.cost import cost
 from lmm_jax.depth.table import table
-from lmm_jax.models import vilt
+from lmm_jax.models import encoders, vilt
 from lmm_jax.models.heads import HeadSpec
 from lmm_jax.models.specs import vit_block
 from lmm_jax.strategies import pumer
@@ -42,7 +42,9 @@ def build(spec=SPEC, canvas=(5, 4), mode="drop", **arguments) -> vilt.Vilt:
 @functools.cache
 def params(spec=SPEC):
     """Random, biases and norms too."""
-    abstract = jax.eval_shape(lambda k: vilt.init(build(spec), k), jax.random.key(0))
+    abstract = jax.eval_shape(
+        lambda k: encoders.init(build(spec), k), jax.random.key(0)
+    )
     rng = np.random.default_rng(0)
 
     def draw(path, x):
@@ -222,13 +224,13 @@ def test_parameters_of_the_published_size():
     model = vilt.Vilt(
         spec := vilt.b_32("vqav2"), make_plan(vilt.geometry(spec, text=40), ())
     )
-    tree = jax.eval_shape(lambda k: vilt.init(model, k), jax.random.key(0))
+    tree = jax.eval_shape(lambda k: encoders.init(model, k), jax.random.key(0))
     assert sum(x.size for x in jax.tree.leaves(tree)) == 117_588_537
 
 
 def test_fresh_parameters_run():
     model = build(**SHARES)
-    fresh = jax.jit(functools.partial(vilt.init, model))(jax.random.key(0))
+    fresh = jax.jit(functools.partial(encoders.init, model))(jax.random.key(0))
     assert np.isfinite(logits(model, example(), fresh)).all()
 
 
