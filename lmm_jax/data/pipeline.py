@@ -3,7 +3,7 @@
     order of indices -> record -> views, tokens -> slots -> batch -> worker processes
 
 Everything up to the batch is a function of (seed, position), so the order depends
-neither on workers nor on processes, and the iterator's state is one number.
+neither on workers nor on processes, and a stream goes on from any batch.
 """
 
 from __future__ import annotations
@@ -195,63 +195,56 @@ def train_batches(
     spec: Samples,
     config: DataConfig,
     *,
-    process_index: int = 0,
-    process_count: int = 1,
+    start: int = 0,
+    own: Sequence[int] | None = None,
 ) -> grain.DatasetIterator:
-    """This process's rows of every global batch, without end.
+    """Batches without end. Close it when workers were used.
 
-    The concatenation over processes is the batch that one process alone would see.
-    `get_state`, `set_state` and Orbax's Grain handlers save and restore it exactly in
-    mid-epoch. Close it when workers were used.
+    Args:
+        own: rows of a global batch that this process reads, None for all; see
+            `lmm_jax.parallel.axes.Axes.own_rows`.
+        start: number of the first batch, which is that of the update that it is for; so a
+            run goes on with other processes and workers, and misses and repeats nothing.
 
     Raises:
-        ValueError: the batch does not divide over the processes, or the source cannot be
-            ordered as the config says.
+        ValueError: the source cannot be ordered as the config says.
     """
     samples = _packed if config.pack > 1 else _samples
-    rows = samples(source, spec, config)
-    batches = _own_rows(rows, config.batch_size, process_index, process_count)
-    return _stream(batches, config)
+    batches = _batches(samples(source, spec, config), config.batch_size, own)
+    return _stream(batches[start:], config)
 
 
 def prompts(
     questions: Sequence[Question],
     spec: SampleSpec,
     batch_size: int,
-    *,
-    process_index: int = 0,
-    process_count: int = 1,
+    own: Sequence[int] | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Batches of prompts, in order; `id` is the index into `questions`.
 
     The last batch is filled with the last question under `id` -1. Every process gets
     the same number of batches.
 
+    Args:
+        own: see `train_batches`.
+
     Raises:
         BadRecord: a question that cannot be asked; skipping it would change the score.
     """
     records = [question.record for question in questions]
-    return in_order(
-        records,
-        spec,
-        batch_size,
-        process_index=process_index,
-        process_count=process_count,
-    )
+    return in_order(records, spec, batch_size, own)
 
 
 def in_order(
     records: Sequence[Any],
     spec: Samples,
     batch_size: int,
-    *,
-    process_index: int = 0,
-    process_count: int = 1,
+    own: Sequence[int] | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Batches of the prompts of records, which may be a source; see `prompts`."""
     rows = [*range(len(records)), *[-1] * (-len(records) % batch_size)]
     asked = grain.MapDataset.source(rows).map(_Prompter(records, spec))
-    batches = _own_rows(asked, batch_size, process_index, process_count)
+    batches = _batches(asked, batch_size, own)
     return iter(batches.to_iter_dataset(_read_options(threads=4, prefetch=4)))
 
 
@@ -295,17 +288,29 @@ def _stream(batches: grain.MapDataset, config: DataConfig) -> grain.DatasetItera
     return iter(stream)
 
 
-def _own_rows(
-    samples: grain.MapDataset, batch_size: int, process_index: int, process_count: int
+def _batches(
+    samples: grain.MapDataset, size: int, own: Sequence[int] | None
 ) -> grain.MapDataset:
-    """Batches of this process: a contiguous block of rows of each global batch."""
-    if batch_size % process_count:
-        raise ValueError(
-            f"batch_size {batch_size} for {process_count} processes; use a multiple"
-        )
+    """Own rows of batches of `size`."""
     # Batching comes before the workers: order must not depend on their number.
-    batches = samples.batch(batch_size // process_count, drop_remainder=True)
-    return batches[process_index::process_count]
+    if own is None or len(own) == size:
+        return samples.batch(size, drop_remainder=True)
+    count = len(samples) // size * len(own)
+    mine = grain.MapDataset.range(count).map(_Own(samples, size, tuple(own)))
+    return mine.batch(len(own), drop_remainder=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Own:
+    """Number of an own row -> its sample."""
+
+    samples: grain.MapDataset
+    size: int
+    rows: Sequence[int]
+
+    def __call__(self, number: int) -> dict[str, Any]:
+        batch, row = divmod(int(number), len(self.rows))
+        return self.samples[batch * self.size + self.rows[row]]
 
 
 def _read_options(threads: int, prefetch: int) -> grain.ReadOptions:

@@ -23,7 +23,7 @@ from lmm_jax.lora import LEARNS
 from lmm_jax.nn.params import Param
 from lmm_jax.objectives import Objective
 from lmm_jax.parallel.axes import Axes
-from lmm_jax.parallel.mesh import global_batch, make_mesh
+from lmm_jax.parallel.mesh import make_mesh
 from lmm_jax.sections import Sections
 
 SIZES = "sizes.json"  # in a work directory, in the form of the hub's config.json
@@ -152,7 +152,12 @@ class Experiment(abc.ABC):
     def place(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         """Rows of this process as global arrays on the mesh; host-only keys stay here."""
         rows = {name: x for name, x in batch.items() if name not in HOST_ONLY}
-        return global_batch(rows, self.axes.batch(rows))
+        return self.axes.place(rows)
+
+    def gathered(self, rows: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        """Rows of all processes, in the order of the global batch, for every process to
+        read; not waited for."""
+        return self.axes.whole(self.axes.place(rows))
 
     @property
     def _remembered(self) -> Path | None:

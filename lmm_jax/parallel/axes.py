@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import functools
+import math
 from typing import Any
 
 from flax import traverse_util
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import numpy as np
 
 from lmm_jax.nn.params import Param
 
@@ -68,16 +71,56 @@ class Axes:
         return jax.lax.with_sharding_constraint(x, self.sharding(names, x.shape))
 
     def batch(self, batch: Mapping[str, Any]) -> dict[str, NamedSharding]:
-        """Shardings of a batch: rows over the data axes.
+        """Shardings of a global batch: rows over the data axes.
 
-        A batch that they do not divide, such as a single prompt, is held by every device
-        where there is one process; several processes need their share each.
+        A batch that they do not divide, such as a single prompt, is held by every device.
         """
-        alone = jax.process_count() == 1
-        return {
-            name: self.sharding("batch", x.shape[:1] if alone else None)
-            for name, x in batch.items()
-        }
+        return {name: self.sharding("batch", x.shape[:1]) for name, x in batch.items()}
+
+    def own_rows(self, size: int) -> np.ndarray:
+        """Rows of a global batch of `size` that devices of this process hold, ascending.
+
+        They need not be neighbours, and where a mesh axis of tensors spans processes,
+        several of them hold the same.
+
+        Raises:
+            ValueError: several processes, and a batch that the mesh does not divide.
+        """
+        unit = self._batch_shards
+        if jax.process_count() > 1 and size % unit:
+            raise ValueError(
+                f"a batch of {size} for {unit} shards of the mesh, on "
+                f"{jax.process_count()} processes: use a multiple of {unit}."
+            )
+        held = self.sharding("batch", (size,)).addressable_devices_indices_map((size,))
+        rows = [np.arange(size)[index] for index in held.values()]
+        return np.unique(np.concatenate(rows))
+
+    def place(self, rows: Mapping[str, np.ndarray]) -> dict[str, Array]:
+        """Global arrays of a batch of which every process gives its `own_rows`."""
+        if jax.process_count() == 1:
+            return jax.device_put(dict(rows), self.batch(rows))
+        unit = self._batch_shards
+        length = len(next(iter(rows.values())))
+        size = length * unit // len(self.own_rows(unit))
+        own = self.own_rows(size)
+
+        def placed(x: np.ndarray) -> Array:
+            def part(index):
+                start, stop, _ = index[0].indices(size)
+                return x[np.searchsorted(own, start) :][: stop - start]
+
+            shape = size, *x.shape[1:]
+            return jax.make_array_from_callback(
+                shape, self.sharding("batch", shape), part
+            )
+
+        return {name: placed(x) for name, x in rows.items()}
+
+    def whole(self, batch: Mapping[str, Array]) -> dict[str, Array]:
+        """Global arrays, whole on every device, so that every process can read them. Not
+        waited for."""
+        return _same(dict(batch), self.sharding())
 
     def params(self, abstract: Mapping[str, Any], rows: Sequence[Param]) -> Any:
         """Shardings of a parameter tree, from its rows.
@@ -99,3 +142,13 @@ class Axes:
             for path, leaf in flat.items()
         }
         return traverse_util.unflatten_dict(shardings, sep="/")
+
+    @property
+    def _batch_shards(self) -> int:
+        axes = dict(self.rules).get("batch", ())
+        return math.prod(self.mesh.shape[axis] for axis in axes)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _same(tree, sharding: NamedSharding):
+    return jax.lax.with_sharding_constraint(tree, sharding)

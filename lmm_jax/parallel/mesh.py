@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import dataclasses
 import math
 import os
 
 import jax
 from jax.sharding import AxisType, Mesh
-import numpy as np
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -28,18 +27,21 @@ def start_processes() -> None:
 
     LMM_JAX_COORDINATOR, LMM_JAX_PROCESSES and LMM_JAX_PROCESS_ID name them explicitly; on
     TPU pods, GKE and SLURM they are found by `jax.distributed` itself when
-    LMM_JAX_DISTRIBUTED is set. Must run before any device is touched.
+    LMM_JAX_DISTRIBUTED is set. A process that is silent for LMM_JAX_HEARTBEAT seconds
+    (100) is lost, and all others end. Must run before any device is touched.
     """
     coordinator = os.environ.get("LMM_JAX_COORDINATOR")
+    patience = int(os.environ.get("LMM_JAX_HEARTBEAT", "100"))
     if coordinator:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(
             coordinator,
             int(os.environ["LMM_JAX_PROCESSES"]),
             int(os.environ["LMM_JAX_PROCESS_ID"]),
+            heartbeat_timeout_seconds=patience,
         )
     elif os.environ.get("LMM_JAX_DISTRIBUTED"):
-        jax.distributed.initialize()
+        jax.distributed.initialize(heartbeat_timeout_seconds=patience)
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -64,13 +66,3 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     return jax.make_mesh(
         shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
     )
-
-
-def global_batch(
-    batch: Mapping[str, np.ndarray], shardings: Mapping[str, jax.sharding.Sharding]
-) -> dict[str, jax.Array]:
-    """Makes global arrays of the rows that this process has read."""
-    return {
-        name: jax.make_array_from_process_local_data(shardings[name], rows)
-        for name, rows in batch.items()
-    }

@@ -11,7 +11,6 @@ import subprocess
 import sys
 
 from flax import struct
-import grain
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -143,31 +142,6 @@ def test_a_tree_without_shardings_is_refused(saved):
     abstract = jax.eval_shape(make_state)
     with pytest.raises(CheckpointError, match="'step' has no sharding"):
         CheckpointReader(saved).restore(abstract)
-
-
-def test_the_data_iterator_goes_on_where_it_was(tmp_path):
-    def batches():
-        source = grain.MapDataset.range(100).shuffle(seed=1).repeat().batch(4)
-        return iter(source.to_iter_dataset())
-
-    iterator = batches()
-    for _ in range(3):
-        next(iterator)
-    checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(3, make_state(devices=1), data_iterator=iterator)
-    expected = [next(iterator) for _ in range(4)]  # the save must not see this
-    checkpoints.wait()
-    again = batches()
-    restored = checkpoints.restore(shard(make_state(), 1), data_iterator=again)
-    np.testing.assert_array_equal([next(again) for _ in range(4)], expected)
-    assert restored.meta == {}
-    checkpoints.close()
-
-
-def test_a_missing_data_iterator_is_named(saved):
-    iterator = iter(grain.MapDataset.range(4).to_iter_dataset())
-    with pytest.raises(CheckpointError, match="no data iterator"):
-        CheckpointReader(saved).restore(shard(make_state(), 1), data_iterator=iterator)
 
 
 def test_the_newest_are_kept_and_due_follows_the_interval(tmp_path):

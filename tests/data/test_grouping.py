@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -87,18 +86,13 @@ def make(dataset, tmp_path):
 
 def test_batches_resume_and_do_not_depend_on_workers_or_processes(make, spec):
     source, config = make(15, bad=[4])
-    whole, _ = take(source, spec, config, 8)  # two epochs and more
-    _, state = take(source, spec, config, 5)
-    rest, _ = take(source, spec, config, 3, start=json.loads(json.dumps(state)))
+    whole = take(source, spec, config, 8)  # two epochs and more
+    rest = take(source, spec, config, 3, start=5)
     assert_same(rest, whole[5:])
-    halves = [
-        take(source, spec, config, 8, process_index=p, process_count=2)[0]
-        for p in range(2)
-    ]
-    joined = [{k: np.concatenate([a[k], b[k]]) for k in a} for a, b in zip(*halves)]
-    assert_same(joined, whole)
+    odd = take(source, spec, config, 8, own=[1, 3])
+    assert_same(odd, [{k: x[[1, 3]] for k, x in batch.items()} for batch in whole])
     spawned = DataConfig(**{**vars(config), "workers": 2, "threads": 1, "prefetch": 1})
-    batches, _ = take(source, spec, spawned, 8)
+    batches = take(source, spec, spawned, 8)
     assert_same(batches, whole)
 
 

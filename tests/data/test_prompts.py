@@ -21,10 +21,7 @@ def test_prompts_cover_every_question_once(spec):
     whole = list(prompts(questions, spec, 4))
     assert [batch["id"].tolist() for batch in whole] == [[0, 1, 2, 3], [4, -1, -1, -1]]
     assert not any(batch["loss_mask"].any() for batch in whole)
-    parts = [
-        list(prompts(questions, spec, 4, process_index=p, process_count=2))
-        for p in range(2)
-    ]
+    parts = [list(prompts(questions, spec, 4, rows)) for rows in ([0, 1], [2, 3])]
     assert [b["id"].tolist() for b in parts[0]] == [[0, 1], [4, -1]]
     assert [b["id"].tolist() for b in parts[1]] == [[2, 3], [-1, -1]]
     text = whole[0]["tokens"][2][whole[0]["valid"][2]]
