@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
 import csv
 import dataclasses
 import json
@@ -127,32 +128,51 @@ class Work:
 
 
 class Rates:
-    """Step time, tokens per second and FLOP utilisation between finished steps."""
+    """Step time, tokens per second and FLOP utilisation between finished steps; what the
+    rest of the time goes into."""
 
     def __init__(
-        self, work: Work, clock: Callable[[], float] = time.perf_counter
+        self,
+        work: Work,
+        start: float,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._work, self._clock = work, clock
+        """`start` is what the clock said before anything was loaded."""
+        self._work, self._start, self._clock = work, start, clock
+        self._stepped = self._waited = 0.0
         self._last: tuple[int, float] | None = None
 
     def tick(self, step: int) -> dict[str, float]:
         """Rates since the last tick, empty at the first, whose step was compiled.
 
-        Keys: `perf/step_time` in seconds, `perf/tokens_per_second`, and `perf/mfu` in
-        [0, 1] if FLOPs and peak are known.
+        Keys: `perf/step_time` and, of it, `perf/data_wait`, in seconds,
+        `perf/tokens_per_second`; in [0, 1] `perf/goodput`, the share of steps in the time
+        since the start (the rest is loading, compiling, saving), and `perf/mfu` if FLOPs
+        and peak are known.
         """
         now, last = self._clock(), self._last
+        waited, self._waited = self._waited, 0.0
         self._last = step, now
         if last is None or step <= last[0] or now <= last[1]:
             return {}
+        self._stepped += now - last[1]
         seconds = (now - last[1]) / (step - last[0])
         rates = {
             "perf/step_time": seconds,
+            "perf/data_wait": waited / (step - last[0]),
             "perf/tokens_per_second": self._work.tokens / seconds,
+            "perf/goodput": self._stepped / (now - self._start),
         }
         if self._work.flops is not None and self._work.peak is not None:
             rates["perf/mfu"] = self._work.flops / seconds / self._work.peak
         return rates
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Where a step waits for its data."""
+        start = self._clock()
+        yield
+        self._waited += self._clock() - start
 
     def pause(self) -> None:
         """Leaves the time until the next tick out: an evaluation, a checkpoint."""
@@ -300,3 +320,22 @@ def _append(workdir: str | Path, name: str) -> TextIO:
     path = Path(workdir) / name
     path.parent.mkdir(parents=True, exist_ok=True)
     return path.open("a", encoding="utf-8", newline="")
+
+
+class Trace:
+    """A profile of some steps, below `plugins/profile`, where TensorBoard looks."""
+
+    def __init__(self, workdir: Path, steps: Sequence[int]) -> None:
+        """`steps`: before which it begins and after which it ends; () for none."""
+        self._workdir, self._steps = workdir, tuple(steps)
+
+    def before(self, step: int) -> None:
+        """Step `step` (from 1) is about to be dispatched."""
+        if self._steps and step == self._steps[0]:
+            jax.profiler.start_trace(str(self._workdir))
+
+    def after(self, step: int, state: Any) -> None:
+        """It has been, and will make `state`."""
+        if self._steps and step == self._steps[1]:
+            jax.block_until_ready(state)
+            jax.profiler.stop_trace()

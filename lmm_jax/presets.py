@@ -103,6 +103,7 @@ def llava(
         loss_shards=1,
         log_every=10,
         writers=("jsonl", "csv", "tensorboard"),
+        profile=(),
         loss_weights=dict(),
     )
     c.mesh = dict(data=1, fsdp=-1, tensor=1)

@@ -98,6 +98,7 @@ class TrainConfig:
         loss_shards: see `lmm_jax.losses.next_token`.
         log_every: steps between two entries in the metrics.
         writers: of metrics: "jsonl", "csv", "tensorboard".
+        profile: first and last step of a profile that TensorBoard shows; () for none.
         loss_weights: auxiliary term -> weight.
     """
 
@@ -108,7 +109,17 @@ class TrainConfig:
     loss_shards: int = 1
     log_every: int = 10
     writers: tuple[str, ...] = ("jsonl", "csv", "tensorboard")
+    profile: tuple[int, ...] = ()
     loss_weights: dict = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.profile and not (
+            len(self.profile) == 2 and 0 < self.profile[0] <= self.profile[1]
+        ):
+            raise ValueError(
+                f"config.train.profile={self.profile}: name the first and the last step, "
+                "such as (10, 12), or ()."
+            )
 
 
 @dataclasses.dataclass(frozen=True)

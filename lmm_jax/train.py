@@ -215,6 +215,7 @@ def _like_params(opt_state, learning, replicated):
 
 def train(config: ml_collections.ConfigDict) -> Path:
     """Runs or resumes a training; returns its work directory."""
+    began = time.perf_counter()
     exp = experiment.build(config)
     settings = exp.config.train
     workdir = Path(exp.config.workdir)
@@ -257,7 +258,8 @@ def train(config: ml_collections.ConfigDict) -> Path:
     work = metrics.Work.on_devices(tokens, rows * flops)
     shown = metrics.Progress(settings.steps, start=step, every=settings.log_every)
     writers = metrics.Writers(workdir, settings.writers)
-    rates, late = metrics.Rates(work), metrics.Late()
+    rates, late = metrics.Rates(work, began), metrics.Late()
+    trace = metrics.Trace(workdir, settings.profile)
     stopping = Stopping()
     start = time.perf_counter()
 
@@ -286,12 +288,15 @@ def train(config: ml_collections.ConfigDict) -> Path:
 
     try:
         while step < settings.steps:
-            batch = next(batches)
+            with rates.waiting():
+                batch = next(batches)
             skipped = exp.gathered({"skipped": batch["skipped"]})
             arrays = exp.place(batch)
+            trace.before(step + 1)
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 state, scalars = parts.update(state, frozen, arrays)
             step += 1
+            trace.after(step, state)
             report(late.push(step, scalars, skipped))
             if stopping.at(step) and step < settings.steps:
                 save()

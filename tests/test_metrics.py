@@ -67,12 +67,16 @@ def test_unknown_devices_have_no_peak():
 
 
 def test_rates():
-    times = iter([0.0, 2.0, 4.0, 100.0, 101.0])
+    times = iter([0.0, 0.5, 1.0, 2.0, 4.0, 100.0, 101.0])
     work = metrics.Work(tokens=1000, flops=3e12, peak=4e12)
-    rates = metrics.Rates(work, clock=lambda: next(times))
+    rates = metrics.Rates(work, -2.0, clock=lambda: next(times))
     assert rates.tick(1) == {}
+    with rates.waiting():
+        pass
     expected = {
         "perf/step_time": 2.0,
+        "perf/data_wait": 0.5,
+        "perf/goodput": 0.5,
         "perf/tokens_per_second": 500.0,
         "perf/mfu": 0.375,
     }
@@ -85,7 +89,7 @@ def test_rates():
 
 def test_utilisation_is_omitted_where_unknown():
     times = itertools.count()
-    rates = metrics.Rates(metrics.Work(10, flops=1.0), clock=lambda: next(times))
+    rates = metrics.Rates(metrics.Work(10, flops=1.0), 0.0, clock=lambda: next(times))
     rates.tick(1)
     assert "perf/mfu" not in rates.tick(2)
 

@@ -54,7 +54,7 @@ def same(one, two) -> None:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """An uninterrupted run."""
-    config = small_config(tmp_path_factory.mktemp("whole"))
+    config = small_config(tmp_path_factory.mktemp("whole"), profile=(2, 3))
     train.train(config)
     return config
 
@@ -64,6 +64,7 @@ def test_a_run_directory_explains_itself(whole):
     for name in ("config.json", "plan.txt", "versions.json", "training.json"):
         assert (workdir / name).is_file(), name
     assert (workdir / "tokenizer" / "tokenizer.json").is_file()
+    assert list((workdir / "plugins" / "profile").rglob("*.xplane.pb"))
     assert "+ deepstack[0:4]" in (workdir / "plan.txt").read_text()
     assert runs.load_run(workdir).to_dict() == whole.to_dict()
 

@@ -209,9 +209,18 @@ def train_batches(
     Raises:
         ValueError: the source cannot be ordered as the config says.
     """
+    return _stream(all_batches(source, spec, config, own)[start:], config)
+
+
+def all_batches(
+    source: Mixture,
+    spec: Samples,
+    config: DataConfig,
+    own: Sequence[int] | None = None,
+) -> grain.MapDataset:
+    """Every batch by its number, made where it is asked for; see `train_batches`."""
     samples = _packed if config.pack > 1 else _samples
-    batches = _batches(samples(source, spec, config), config.batch_size, own)
-    return _stream(batches[start:], config)
+    return _batches(samples(source, spec, config), config.batch_size, own)
 
 
 def prompts(
