@@ -63,7 +63,8 @@ class Trainings:
         return command
 
     def results(self, name: str, seed: int) -> list[report.Record]:
-        """Of one run, which is trained now if it is not finished.
+        """Of one run, which is trained now if it is not finished; under the run's name, as
+        several may have one strategy.
 
         Raises:
             ValueError: it failed; says which and shows its last words.
@@ -82,7 +83,8 @@ class Trainings:
                     f"{name}, seed {seed} ended with code {done.returncode}:\n"
                     + "\n".join(last)
                 )
-        return report.read_results(workdir / "results.json")
+        records = report.read_results(workdir / "results.json")
+        return [dataclasses.replace(record, strategy=name) for record in records]
 
 
 def compare(
