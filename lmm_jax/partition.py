@@ -18,6 +18,8 @@ from flax import traverse_util
 import jax
 import jax.numpy as jnp
 
+from lmm_jax.nn.halves import Halves
+
 Tree = Mapping[str, Any]
 Rows = tuple[int, ...]
 
@@ -151,25 +153,64 @@ def join(learning: Tree, frozen: Tree, selection: Selection) -> dict:
 
     A stack of which only some rows learn takes the dtype of the frozen ones.
 
-    Gradients through a joined stack reach every row of it, also the frozen ones, where
-    they are thrown away; code that runs frozen layers as their own scan saves the work
-    with `jax.lax.stop_gradient` on that slice.
+    Raises:
+      ValueError: the halves do not belong to this selection.
+    """
+    flat, partly = _united(learning, frozen, selection)
+    for path, (learns, rests, rows) in partly.items():
+        flat[path] = _interleave(learns, rests, rows)
+    return _nest(flat)
+
+
+def beside(learning: Tree, frozen: Tree, selection: Selection) -> dict:
+    """The same for a training step: nothing is copied, each half keeps its dtype.
+
+    Stacked leaves are `Halves`, unless all of their layers learn.
 
     Raises:
       ValueError: the halves do not belong to this selection.
     """
-    learns, rests = flatten(learning), flatten(frozen)
-    rows_of = dict(selection.leaves)
-    if wrong := sorted(learns.keys() ^ rows_of.keys()):
-        raise ValueError(
-            f"learning parameters and selection differ at {wrong[:3]}; split() with "
-            "the same selection first"
-        )
-    flat = {**rests, **learns}
-    for path, rows in rows_of.items():
-        if rows is not None:
-            flat[path] = _interleave(learns[path], rests[path], rows)
+    flat, partly = _united(learning, frozen, selection)
+    for path, leaf in flat.items():
+        if stacked(path) and path not in dict(selection.leaves):
+            flat[path] = Halves((), leaf, ())
+    for path, (learns, rests, rows) in partly.items():
+        runs = _runs(rows, _checked_length(learns, rests, rows))
+        sizes = [run.stop - run.start for run, flag in runs if flag]
+        # One split and not a slice each: its gradient is one concatenation.
+        flat[path] = Halves(tuple(jax.lax.split(learns, sizes)), rests, rows)
     return _nest(flat)
+
+
+def learning_layers(
+    patterns: Sequence[str], paths: Iterable[str], depth: int
+) -> tuple[int, ...]:
+    """Layers of a stack of which anything learns, ascending.
+
+    Args:
+      patterns: as of `select`; here they may match nothing.
+      paths: leaves of the stack.
+      depth: its layers.
+
+    Raises:
+      ValueError: a pattern is malformed, or names absent layers.
+    """
+    paths, layers = list(paths), set()
+    for pattern in patterns:
+        regex, spec = _parse(pattern)
+        if found := matching(regex, paths):
+            every = spec is None
+            layers |= (
+                set(range(depth))
+                if every
+                else _layers(pattern, spec, found[0], (depth,))
+            )
+    return tuple(sorted(layers))
+
+
+def stacked(path: str) -> bool:
+    """Whether a leaf has a layer axis."""
+    return LAYERS in path.split("/")
 
 
 def count(params: Tree, selection: Selection) -> Count:
@@ -191,7 +232,7 @@ def _parse(pattern: str) -> tuple[str, str | None]:
 
 
 def _layers(pattern: str, spec: str, path: str, shape: Sequence[int]) -> set[int]:
-    if LAYERS not in path.split("/") or not shape:
+    if not stacked(path) or not shape:
         raise ValueError(
             f"pattern {pattern!r} asks for layers of {path!r}, which is not stacked; "
             f"drop [{spec}]"
@@ -233,13 +274,37 @@ def _take(leaf: Any, runs: Sequence[slice]) -> Any:
     return jnp.concatenate([leaf[run] for run in runs])
 
 
-def _interleave(learning: Any, frozen: Any, rows: Rows) -> Any:
+def _united(
+    learning: Tree, frozen: Tree, selection: Selection
+) -> tuple[dict[str, Any], dict[str, tuple[Any, Any, Rows]]]:
+    """Leaves by path, and both halves and the rows of those in which only some learn."""
+    learns, rests = flatten(learning), flatten(frozen)
+    rows_of = dict(selection.leaves)
+    if wrong := sorted(learns.keys() ^ rows_of.keys()):
+        raise ValueError(
+            f"learning parameters and selection differ at {wrong[:3]}; split() with "
+            "the same selection first"
+        )
+    partly = {
+        path: (learns[path], rests[path], rows)
+        for path, rows in rows_of.items()
+        if rows is not None
+    }
+    return {**rests, **learns}, partly
+
+
+def _checked_length(learning: Any, frozen: Any, rows: Rows) -> int:
+    """Layers of both halves."""
     if learning.shape[0] != len(rows):
         raise ValueError(
             f"the selection has {len(rows)} learning layers and the leaf "
             f"{learning.shape[0]}; split() with the same selection first"
         )
-    total = learning.shape[0] + frozen.shape[0]
+    return learning.shape[0] + frozen.shape[0]
+
+
+def _interleave(learning: Any, frozen: Any, rows: Rows) -> Any:
+    total = _checked_length(learning, frozen, rows)
     if isinstance(learning, jax.ShapeDtypeStruct):
         return frozen.update(shape=(total, *frozen.shape[1:]))
     halves, start, pieces = (frozen, learning.astype(frozen.dtype)), [0, 0], []

@@ -79,7 +79,7 @@ def make_update(
     """
 
     def loss_fn(learning, frozen, batch, rng, share):
-        params = partition.join(learning, frozen, selection)
+        params = partition.beside(learning, frozen, selection)
         loss, scalars = objective(params, batch, rng)
         return share * loss, scalars
 

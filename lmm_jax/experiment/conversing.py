@@ -10,14 +10,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from lmm_jax import hub, strategies
+from lmm_jax import hub, partition, strategies
 from lmm_jax.data import conversation, noise, pipeline
 from lmm_jax.data.conversation import end_id, find_template
 from lmm_jax.data.images import ImageSpec
 from lmm_jax.data.native import NativeSpec
 from lmm_jax.data.placement import SampleSpec, Slots
 from lmm_jax.data.sources import Record
-from lmm_jax.depth import Plan, make_plan
+from lmm_jax.depth import Plan, Tune, make_plan
 from lmm_jax.experiment.base import Experiment
 from lmm_jax.models import lmm
 from lmm_jax.models.specs import LMMSpec, VisionSpec, named
@@ -131,7 +131,8 @@ class Conversing(Experiment):
         named = {getattr(edit, "name", None) for edit in chosen}
         # A config that names what the model has anyway says how, not once more.
         own = (e for e in lmm.own_edits(self.spec, geometry) if e.name not in named)
-        plan = make_plan(geometry, (*own, *chosen), mode=self.config.model.mode)
+        tunes = self._tunes() if train else ()
+        plan = make_plan(geometry, (*own, *chosen, *tunes), mode=self.config.model.mode)
         if train and plan.row_wide and self.config.data.pack > 1:
             raise ValueError(
                 f"data.pack={self.config.data.pack}: "
@@ -140,6 +141,19 @@ class Conversing(Experiment):
                 "connector, which goes image by image."
             )
         return plan
+
+    def _tunes(self) -> tuple[Tune, ...]:
+        """What learns, of stacks of which not every layer does."""
+        rows = lmm.params(self.config.lora.applied(self.spec))
+        found = []
+        for stack in ("vision", "language"):
+            paths = [row.path for row in rows if row.path.startswith(f"{stack}/")]
+            stacked = filter(partition.stacked, paths)
+            depth = getattr(self.spec, stack).depth
+            layers = partition.learning_layers(self.learned, stacked, depth)
+            if len(layers) < depth:
+                found.append(Tune(stack, layers))
+        return tuple(found)
 
     @functools.cached_property
     def images(self) -> ImageSpec:
