@@ -106,12 +106,11 @@ def select(params: Tree, patterns: Sequence[str]) -> Selection:
     for pattern in patterns:
         regex, spec = _parse(pattern)
         for path in require(regex, flat):
-            if spec is None:
+            if spec is None or chosen.get(path, ()) is None:
                 chosen[path] = None
                 continue
             layers = _layers(pattern, spec, path, flat[path].shape)
-            before = chosen.get(path, set())
-            chosen[path] = None if before is None else before | layers
+            chosen[path] = chosen.get(path, set()) | layers
     return Selection(
         tuple(
             (path, _whole_is_none(rows, flat[path].shape))
@@ -175,36 +174,32 @@ def beside(learning: Tree, frozen: Tree, selection: Selection) -> dict:
         if stacked(path) and path not in dict(selection.leaves):
             flat[path] = Halves((), leaf, ())
     for path, (learns, rests, rows) in partly.items():
-        runs = _runs(rows, _checked_length(learns, rests, rows))
-        sizes = [run.stop - run.start for run, flag in runs if flag]
-        # One split and not a slice each: its gradient is one concatenation.
-        flat[path] = Halves(tuple(jax.lax.split(learns, sizes)), rests, rows)
+        _check_length(learns, rows)
+        flat[path] = Halves.of(learns, rests, rows)
     return _nest(flat)
 
 
 def learning_layers(
-    patterns: Sequence[str], paths: Iterable[str], depth: int
+    patterns: Sequence[str], paths: Mapping[str, Iterable[int]], depth: int
 ) -> tuple[int, ...]:
     """Layers of a stack of which anything learns, ascending.
 
     Args:
       patterns: as of `select`; here they may match nothing.
-      paths: leaves of the stack.
-      depth: its layers.
+      paths: leaves of the stack, and the layers that have each.
+      depth: layers of the stack.
 
     Raises:
       ValueError: a pattern is malformed, or names absent layers.
     """
-    paths, layers = list(paths), set()
+    layers: set[int] = set()
     for pattern in patterns:
         regex, spec = _parse(pattern)
-        if found := matching(regex, paths):
-            every = spec is None
-            layers |= (
-                set(range(depth))
-                if every
-                else _layers(pattern, spec, found[0], (depth,))
-            )
+        for path in matching(regex, paths):
+            named = set(range(depth))
+            if spec is not None:
+                named = _layers(pattern, spec, path, (depth,))
+            layers |= named.intersection(paths[path])
     return tuple(sorted(layers))
 
 
@@ -293,18 +288,17 @@ def _united(
     return {**rests, **learns}, partly
 
 
-def _checked_length(learning: Any, frozen: Any, rows: Rows) -> int:
-    """Layers of both halves."""
+def _check_length(learning: Any, rows: Rows) -> None:
     if learning.shape[0] != len(rows):
         raise ValueError(
             f"the selection has {len(rows)} learning layers and the leaf "
             f"{learning.shape[0]}; split() with the same selection first"
         )
-    return learning.shape[0] + frozen.shape[0]
 
 
 def _interleave(learning: Any, frozen: Any, rows: Rows) -> Any:
-    total = _checked_length(learning, frozen, rows)
+    _check_length(learning, rows)
+    total = learning.shape[0] + frozen.shape[0]
     if isinstance(learning, jax.ShapeDtypeStruct):
         return frozen.update(shape=(total, *frozen.shape[1:]))
     halves, start, pieces = (frozen, learning.astype(frozen.dtype)), [0, 0], []

@@ -282,13 +282,19 @@ def test_halves_keep_their_dtypes():
 
 
 def test_layers_of_which_anything_learns():
-    paths = ["language/stack/layers/q/kernel", "language/stack/layers/mlp_norm/scale"]
+    paths = {
+        "language/stack/layers/q/kernel": range(8),
+        "language/stack/layers/q/lora_a": (2, 5),
+    }
 
     def layers(*patterns):
         return partition.learning_layers(patterns, paths, 8)
 
     assert layers("connector", "language/stack/layers[0::4]") == (0, 4)
     assert layers("language/.*/layers[1]/q", "language/.*/layers[-1]/.*") == (1, 7)
+    assert (
+        layers("language/.*/lora_[ab]") == layers("language/.*/lora_a", "x") == (2, 5)
+    )
     assert layers("language/.*/q/kernel") == tuple(range(8))
     assert layers("connector") == layers("language/embed") == layers() == ()
     with pytest.raises(ValueError, match="8 layers"):

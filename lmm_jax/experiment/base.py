@@ -122,7 +122,7 @@ class Experiment(abc.ABC):
     @property
     def learned(self) -> tuple[str, ...]:
         """Patterns of all that learns, adapters included."""
-        return (*self.config.train.learn, *([LEARNS] if self.config.lora.rank else []))
+        return (*([LEARNS] if self.config.lora.rank else []), *self.config.train.learn)
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:

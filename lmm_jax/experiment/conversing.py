@@ -147,10 +147,13 @@ class Conversing(Experiment):
         rows = lmm.params(self.config.lora.applied(self.spec))
         found = []
         for stack in ("vision", "language"):
-            paths = [row.path for row in rows if row.path.startswith(f"{stack}/")]
-            stacked = filter(partition.stacked, paths)
             depth = getattr(self.spec, stack).depth
-            layers = partition.learning_layers(self.learned, stacked, depth)
+            paths = {
+                row.path: range(depth) if row.layers is None else row.layers
+                for row in rows
+                if row.path.startswith(f"{stack}/") and partition.stacked(row.path)
+            }
+            layers = partition.learning_layers(self.learned, paths, depth)
             if len(layers) < depth:
                 found.append(Tune(stack, layers))
         return tuple(found)

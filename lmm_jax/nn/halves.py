@@ -31,6 +31,16 @@ class Halves:
     frozen: Array | None
     layers: tuple[int, ...] = struct.field(pytree_node=False)
 
+    @classmethod
+    def of(
+        cls, learning: Array, frozen: Array | None, layers: tuple[int, ...]
+    ) -> Halves:
+        """From rows that learn, [k, ...], and those that do not."""
+        first = [i for i, layer in enumerate(layers) if layer - 1 not in layers]
+        sizes = [stop - start for start, stop in zip(first, (*first[1:], len(layers)))]
+        # One split and not a slice each: its gradient is one concatenation.
+        return cls(tuple(jax.lax.split(learning, sizes)), frozen, layers)
+
     def rows(self, run: range) -> Array | None:
         """What a loop over some layers scans: their rows if they learn, int32 numbers of
         frozen rows, or None where there is nothing."""

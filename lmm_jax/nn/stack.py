@@ -24,7 +24,8 @@ from lmm_jax.nn import halves
 from lmm_jax.nn.attention import Sight, observe, sight
 from lmm_jax.nn.block import Block, BlockSpec
 from lmm_jax.nn.chunk import in_chunks
-from lmm_jax.nn.lora import NOISE
+from lmm_jax.nn.halves import Halves
+from lmm_jax.nn.lora import LEAVES, NOISE
 from lmm_jax.nn.rope import Rotation, rotation
 
 Array = jax.Array
@@ -93,9 +94,10 @@ class LayerStack(nn.Module):
     def setup(self):
         # `self.param` traces its initialiser on every apply; L layers are slow to trace.
         if self.has_variable("params", "layers"):
-            self.layers = self.get_variable("params", "layers")
+            layers = self.get_variable("params", "layers")
         else:
-            self.layers = self.param("layers", self._init_layers)
+            layers = self.param("layers", self._init_layers)
+        self.layers = self._placed(layers)
 
     def run(
         self,
@@ -343,6 +345,18 @@ class LayerStack(nn.Module):
         """The parameters of one layer of a run, from its row."""
         return row if self._apart else halves.row(self.layers, run, row)
 
+    def _placed(self, layers):
+        """The same; where only some layers have adapters, it is said which."""
+        lora = self.spec.lora
+        if not (lora and lora.layers):
+            return layers
+
+        def few(part):
+            return {leaf: Halves.of(part[leaf], None, lora.layers) for leaf in LEAVES}
+
+        adapted = {name: {**layers[name], **few(layers[name])} for name in lora.names}
+        return {**layers, **adapted}
+
     def _unroll(self, bodies: int) -> int:
         return bodies if self.unroll == 0 else min(self.unroll, bodies)
 
@@ -362,6 +376,11 @@ class LayerStack(nn.Module):
         # they do not drown what entered it, and a small model learns to read sooner.
         for name in ("o", "down"):
             layers[name]["kernel"] *= (2 * self.depth) ** -0.5
+        if (lora := self.spec.lora) and lora.layers:
+            few = jnp.asarray(lora.layers)
+            for name in lora.names:
+                of = layers[name]
+                layers[name] = of | {leaf: of[leaf][few] for leaf in LEAVES}
         return layers
 
 
