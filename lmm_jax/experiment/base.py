@@ -19,6 +19,7 @@ import numpy as np
 
 from lmm_jax.data.tokenizer import Tokenizer
 from lmm_jax.depth import Plan
+from lmm_jax.depth.cost import Learns
 from lmm_jax.lora import LEARNS
 from lmm_jax.nn.params import Param
 from lmm_jax.objectives import Objective
@@ -92,6 +93,10 @@ class Experiment(abc.ABC):
         self, model: nn.Module, size: int, *, learns: bool
     ) -> dict[str, np.ndarray]:
         """A batch that fills all slots of a model, with targets if it `learns`."""
+
+    @abc.abstractmethod
+    def learns(self, learning: Mapping[str, Any]) -> Learns:
+        """What a training step costs depends on, from the parameters that learn."""
 
     @property
     def candidates(self) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import dataclasses
 import functools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,9 @@ from lmm_jax.data.native import NativeSpec
 from lmm_jax.data.placement import SampleSpec, Slots
 from lmm_jax.data.sources import Record
 from lmm_jax.depth import Plan, Tune, make_plan
+from lmm_jax.depth.cost import Learns
 from lmm_jax.experiment.base import Experiment
+from lmm_jax.lora import LEARNS
 from lmm_jax.models import lmm
 from lmm_jax.models.specs import LMMSpec, VisionSpec, named
 from lmm_jax.nn.params import Param, of_ops
@@ -240,6 +244,23 @@ class Conversing(Experiment):
         train = self.config.train
         shards = train.loss_shards // train.accumulate or 1
         return NextToken(model, shards, train.loss_weights)
+
+    def learns(self, learning: Mapping[str, Any]) -> Learns:
+        leaves = partition.flatten(learning)
+        layers = [path for path in leaves if path.startswith("language/stack/")]
+        adapters = set(partition.matching(LEARNS, layers))
+
+        def any_of(*parts: str) -> bool:
+            return any(path.startswith(parts) for path in leaves)
+
+        return Learns(
+            vision=any_of("vision/"),
+            connector=any_of("connector/", "strategy_"),
+            words=any_of("language/embed/"),
+            head=any_of(f"language/{'embed' if self.spec.language.tied else 'head'}/"),
+            kernels=bool(set(layers) - adapters),
+            adapters=sum(math.prod(leaves[path].shape[1:]) for path in adapters),
+        )
 
     def preview(self, record: Record, plan: Plan) -> str:
         samples = self.samples(plan)
