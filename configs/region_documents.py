@@ -5,7 +5,7 @@
 All start from one model, which has learned to read small print from hi-res tokens in its
 context. Then, as in Visual Region (arXiv:2412.12785), the encoder is frozen, and projector
 and some of eight language layers learn to see differently: the same tokens stacked into
-layers (DeepStack). All layers learn, or two: spread over the depth, the lowest, the highest.
+layers (DeepStack). All layers learn, none, or two: spread, the lowest, the highest.
 """
 
 from lmm_jax import config, presets, region

@@ -3,7 +3,7 @@
     python -m lmm_jax.bench --config=configs/speed_region.py --train
 
 Eight layers of Qwen2-1.5B's width behind 576 patches: all of them learn, or two, spread or
-on top; the last without the projector, so that the backward pass ends at the lowest of them.
+on top; the last without the projector, so that the backward pass ends at the lower one.
 """
 
 from lmm_jax import config, presets, region

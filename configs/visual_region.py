@@ -8,7 +8,7 @@ python -m lmm_jax.train --config=configs/visual_region.py:deepstack=true,keep=14
 
 `layers` is "paper" or "released" (its code, one layer further up), a method of
 `lmm_jax.region`, or a list such as 0+4+8; `count` of them, 0 is the paper's. `mode=lora` is
-what its authors have done; `mode=full` tunes whole layers. Beside them learns the projector.
+what its authors have done; `mode=full` tunes whole layers. The projector learns too.
 Of Phi-3, adapters are ours: one for each projection, where its code fuses some.
 """
 
@@ -31,7 +31,8 @@ def get_config(arg=None):
     )
     if a.lm not in COUNT or a.mode not in ("lora", "full"):
         raise ValueError(
-            f"lm={a.lm!r}, mode={a.mode!r}: use one of {', '.join(COUNT)}, and lora or full."
+            f"lm={a.lm!r}, mode={a.mode!r}: use one of {', '.join(COUNT)}, and one of "
+            "lora, full."
         )
     lora = a.mode == "lora"
     stage = "finetune-lora" if lora else "finetune"

@@ -70,7 +70,8 @@ class LoraConfig:
             for path in partition.require(target, paths)
         }
         language = spec.language
-        layers = region.checked(self.layers, language.depth) or None
+        layers = region.checked(self.layers, language.depth)
+        layers = layers if 0 < len(layers) < language.depth else None
         named = tuple(sorted(names))
         lora = Lora(self.rank, self.alpha, self.dropout, named, layers)
         block = dataclasses.replace(language.block, lora=lora)

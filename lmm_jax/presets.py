@@ -81,7 +81,11 @@ def llava(
     )
     c.documents = None
     c.lora = dict(
-        rank=128 if adapts else 0, alpha=256.0, dropout=0.05, targets=("language",)
+        rank=128 if adapts else 0,
+        alpha=256.0,
+        dropout=0.05,
+        targets=("language",),
+        layers=(),
     )
     c.optim = dict(
         lr={"pretrain": 1e-3, "finetune": 2e-5, "finetune-lora": 2e-4}[stage],

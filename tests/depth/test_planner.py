@@ -170,6 +170,7 @@ def test_a_stack_of_which_nothing_learns_is_one_frozen_scan():
     tunes = Tune("language", ()), Tune("vision", (20, 21, 22, 23))
     plan = make_plan(geometry(), tunes)
     (scan,) = plan.language
+    assert table(plan).count("frozen") == 1
     assert (scan.start, scan.stop, scan.learns) == (0, 32, False)
     vision = [(step.start, step.stop, step.learns) for step in plan.vision]
     assert vision == [(0, 20, False), (20, 23, True)]  # the last layer does not run
