@@ -15,7 +15,7 @@ def get_config(arg=None):
     c = presets.llava(language="speed-region", vision="speed-vit")
     c.name = "speed"
     c.workdir = "runs/speed-region"
-    c.model.remat, c.model.unroll = "none", 0  # XLA on CPU runs unrolled layers faster
+    c.model.remat = "none"  # loops stay loops: unrolled, XLA on CPU copies every layer
     c.text.update(tokenizer="characters", prefix=0, suffix=64)
     c.eval.suffix = 64
     layers = region.select(a.layers, named("language", "speed-region").depth)
