@@ -41,7 +41,7 @@ from lmm_jax import (
     weights,
 )
 from lmm_jax.depth.cost import cost, train_flops
-from lmm_jax.eval import latency
+from lmm_jax.eval import latency, products
 from lmm_jax.eval.latency import Report, Result, Settings, Timing
 from lmm_jax.experiment import Conversing, Encoding, Experiment
 
@@ -252,6 +252,7 @@ class Training:
 
     def __init__(self, exp: Experiment, shared: Shared):
         self._parts, self._shared = train.make_parts(exp), shared
+        self._learns = exp.learns(self._parts.abstract_state.learning)
         self._size = exp.config.data.batch_size
         self._sequences = self._size * exp.candidates
         self._batch = random_batch(exp, self._parts.model, self._size, learns=True)
@@ -267,12 +268,16 @@ class Training:
     def result(self) -> dict[str, Any]:
         """What a `Result` says of training."""
         plan = self._parts.model.plan
-        frozen = not train.learns(self._parts.selection, "vision/")
-        each = train_flops(plan, frozen_vision=frozen, pairs="all")
+        state = self._parts.abstract_state
+        each = train_flops(plan, self._learns, pairs="all")
+        moments = jax.tree.leaves(state.opt_state)
         return {
             "train_batch": self._size,
             "train_tokens": plan.entrance.length,
             "train_computed": self._sequences * each,
+            "train_compiled": products.flops(self._update.text),
+            "learning": sum(x.size for x in jax.tree.leaves(state.learning)),
+            "moments": sum(x.size * x.dtype.itemsize for x in moments),
             "update": self._update.timing(),
         }
 
@@ -292,6 +297,11 @@ class _Program:
         if timed:
             self._rounds.append(time.perf_counter() - start)
         return out
+
+    @property
+    def text(self) -> str:
+        """As the compiler has optimised it."""
+        return self._compiled.as_text()
 
     def timing(self) -> Timing:
         held = self._compiled.memory_analysis()

@@ -14,7 +14,7 @@ from flax import traverse_util
 import jax
 import jax.numpy as jnp
 
-from lmm_jax import partition
+from lmm_jax import partition, region
 from lmm_jax.models import lmm
 from lmm_jax.models.specs import LMMSpec
 from lmm_jax.nn.lora import Lora
@@ -34,12 +34,14 @@ class LoraConfig:
         alpha, dropout: see `lmm_jax.nn.lora.Lora`.
         targets: patterns (`lmm_jax.partition`) of projections in blocks of the language
             model, such as "language/.*/(q|v)"; by default all of them, but not its head.
+        layers: of the language model that get adapters, ascending; () is all.
     """
 
     rank: int = 0
     alpha: float = 256.0
     dropout: float = 0.05
     targets: tuple[str, ...] = ("language",)
+    layers: tuple[int, ...] = ()
 
     def __post_init__(self):
         if self.rank < 0 or not 0 <= self.dropout < 1:
@@ -52,7 +54,7 @@ class LoraConfig:
         """The same model with adapters, or itself where LoRA is off.
 
         Raises:
-            ValueError: a target that matches no projection.
+            ValueError: a target that matches no projection, or layers that are not there.
         """
         if not self.rank:
             return spec
@@ -67,8 +69,11 @@ class LoraConfig:
             for target in self.targets
             for path in partition.require(target, paths)
         }
-        lora = Lora(self.rank, self.alpha, self.dropout, tuple(sorted(names)))
         language = spec.language
+        layers = region.checked(self.layers, language.depth)
+        layers = layers if 0 < len(layers) < language.depth else None
+        named = tuple(sorted(names))
+        lora = Lora(self.rank, self.alpha, self.dropout, named, layers)
         block = dataclasses.replace(language.block, lora=lora)
         language = dataclasses.replace(language, block=block)
         return dataclasses.replace(spec, language=language)
@@ -84,11 +89,14 @@ def merged(params: Mapping[str, Any], lora: Lora | None) -> dict[str, Any]:
     if lora is None:
         return params
     flat = partition.flatten(params)
+    few = slice(None) if lora.layers is None else jnp.asarray(lora.layers)
     for path in [path for path in flat if path.endswith(_A)]:
         kernel = path.replace(_A, "kernel")
-        layers = (flat[kernel], flat.pop(path), flat.pop(path.replace(_A, _B)))
+        whole = jnp.asarray(flat[kernel])
+        layers = (whole[few], flat.pop(path), flat.pop(path.replace(_A, _B)))
         # One layer after the other: a product of all of them is as large as the stack.
-        flat[kernel] = jax.lax.map(lambda layer: _merged(*layer, lora.scale), layers)
+        new = jax.lax.map(lambda layer: _merged(*layer, lora.scale), layers)
+        flat[kernel] = whole.at[few].set(new)
     return traverse_util.unflatten_dict(flat, sep="/")
 
 

@@ -18,6 +18,8 @@ from flax import traverse_util
 import jax
 import jax.numpy as jnp
 
+from lmm_jax.nn.halves import Halves
+
 Tree = Mapping[str, Any]
 Rows = tuple[int, ...]
 
@@ -104,12 +106,11 @@ def select(params: Tree, patterns: Sequence[str]) -> Selection:
     for pattern in patterns:
         regex, spec = _parse(pattern)
         for path in require(regex, flat):
-            if spec is None:
+            if spec is None or chosen.get(path, ()) is None:
                 chosen[path] = None
                 continue
             layers = _layers(pattern, spec, path, flat[path].shape)
-            before = chosen.get(path, set())
-            chosen[path] = None if before is None else before | layers
+            chosen[path] = chosen.get(path, set()) | layers
     return Selection(
         tuple(
             (path, _whole_is_none(rows, flat[path].shape))
@@ -151,25 +152,60 @@ def join(learning: Tree, frozen: Tree, selection: Selection) -> dict:
 
     A stack of which only some rows learn takes the dtype of the frozen ones.
 
-    Gradients through a joined stack reach every row of it, also the frozen ones, where
-    they are thrown away; code that runs frozen layers as their own scan saves the work
-    with `jax.lax.stop_gradient` on that slice.
+    Raises:
+      ValueError: the halves do not belong to this selection.
+    """
+    flat, partly = _united(learning, frozen, selection)
+    for path, (learns, rests, rows) in partly.items():
+        flat[path] = _interleave(learns, rests, rows)
+    return _nest(flat)
+
+
+def beside(learning: Tree, frozen: Tree, selection: Selection) -> dict:
+    """The same for a training step: nothing is copied, each half keeps its dtype.
+
+    Stacked leaves are `Halves`, unless all of their layers learn.
 
     Raises:
       ValueError: the halves do not belong to this selection.
     """
-    learns, rests = flatten(learning), flatten(frozen)
-    rows_of = dict(selection.leaves)
-    if wrong := sorted(learns.keys() ^ rows_of.keys()):
-        raise ValueError(
-            f"learning parameters and selection differ at {wrong[:3]}; split() with "
-            "the same selection first"
-        )
-    flat = {**rests, **learns}
-    for path, rows in rows_of.items():
-        if rows is not None:
-            flat[path] = _interleave(learns[path], rests[path], rows)
+    flat, partly = _united(learning, frozen, selection)
+    for path, leaf in flat.items():
+        if stacked(path) and path not in dict(selection.leaves):
+            flat[path] = Halves((), leaf, ())
+    for path, (learns, rests, rows) in partly.items():
+        _check_length(learns, rows)
+        flat[path] = Halves.of(learns, rests, rows)
     return _nest(flat)
+
+
+def learning_layers(
+    patterns: Sequence[str], paths: Mapping[str, Iterable[int]], depth: int
+) -> tuple[int, ...]:
+    """Layers of a stack of which anything learns, ascending.
+
+    Args:
+      patterns: as of `select`; here they may match nothing.
+      paths: leaves of the stack, and the layers that have each.
+      depth: layers of the stack.
+
+    Raises:
+      ValueError: a pattern is malformed, or names absent layers.
+    """
+    layers: set[int] = set()
+    for pattern in patterns:
+        regex, spec = _parse(pattern)
+        for path in matching(regex, paths):
+            named = set(range(depth))
+            if spec is not None:
+                named = _layers(pattern, spec, path, (depth,))
+            layers |= named.intersection(paths[path])
+    return tuple(sorted(layers))
+
+
+def stacked(path: str) -> bool:
+    """Whether a leaf has a layer axis."""
+    return LAYERS in path.split("/")
 
 
 def count(params: Tree, selection: Selection) -> Count:
@@ -191,7 +227,7 @@ def _parse(pattern: str) -> tuple[str, str | None]:
 
 
 def _layers(pattern: str, spec: str, path: str, shape: Sequence[int]) -> set[int]:
-    if LAYERS not in path.split("/") or not shape:
+    if not stacked(path) or not shape:
         raise ValueError(
             f"pattern {pattern!r} asks for layers of {path!r}, which is not stacked; "
             f"drop [{spec}]"
@@ -233,12 +269,35 @@ def _take(leaf: Any, runs: Sequence[slice]) -> Any:
     return jnp.concatenate([leaf[run] for run in runs])
 
 
-def _interleave(learning: Any, frozen: Any, rows: Rows) -> Any:
+def _united(
+    learning: Tree, frozen: Tree, selection: Selection
+) -> tuple[dict[str, Any], dict[str, tuple[Any, Any, Rows]]]:
+    """Leaves by path, and both halves and the rows of those in which only some learn."""
+    learns, rests = flatten(learning), flatten(frozen)
+    rows_of = dict(selection.leaves)
+    if wrong := sorted(learns.keys() ^ rows_of.keys()):
+        raise ValueError(
+            f"learning parameters and selection differ at {wrong[:3]}; split() with "
+            "the same selection first"
+        )
+    partly = {
+        path: (learns[path], rests[path], rows)
+        for path, rows in rows_of.items()
+        if rows is not None
+    }
+    return {**rests, **learns}, partly
+
+
+def _check_length(learning: Any, rows: Rows) -> None:
     if learning.shape[0] != len(rows):
         raise ValueError(
             f"the selection has {len(rows)} learning layers and the leaf "
             f"{learning.shape[0]}; split() with the same selection first"
         )
+
+
+def _interleave(learning: Any, frozen: Any, rows: Rows) -> Any:
+    _check_length(learning, rows)
     total = learning.shape[0] + frozen.shape[0]
     if isinstance(learning, jax.ShapeDtypeStruct):
         return frozen.update(shape=(total, *frozen.shape[1:]))

@@ -81,7 +81,11 @@ def llava(
     )
     c.documents = None
     c.lora = dict(
-        rank=128 if adapts else 0, alpha=256.0, dropout=0.05, targets=("language",)
+        rank=128 if adapts else 0,
+        alpha=256.0,
+        dropout=0.05,
+        targets=("language",),
+        layers=(),
     )
     c.optim = dict(
         lr={"pretrain": 1e-3, "finetune": 2e-5, "finetune-lora": 2e-4}[stage],
@@ -126,6 +130,47 @@ def llava(
     )
     c.compare = dict(strategies=(), base="", category="total")
     c.bench = dict(variants=())
+    return c
+
+
+BUNNY = {  # rate of alignment, template, length
+    "phi-2": (5e-4, "bunny", 2048),
+    "llama-3-8b": (1e-3, "bunny_llama_3", 2048),
+    "phi-3-mini": (1e-3, "bunny", 4096),
+}
+_SIGLIP_PATCHES = 729
+
+
+def bunny(
+    *, language: str = "phi-2", stage: str = "finetune-lora", length: int = 0
+) -> ml_collections.ConfigDict:
+    """Bunny (arXiv:2402.11530), the first of its recipes: SigLIP in place of CLIP.
+
+    Args:
+        length: tokens of a conversation and its image; 0 is the model's own.
+
+    Raises:
+        ValueError: another language model, or stage.
+    """
+    if language not in BUNNY:
+        raise ValueError(f"lm={language!r}: use one of {', '.join(BUNNY)}.")
+    rate, template, own = BUNNY[language]
+    c = llava(language=language, vision="siglip-so400m-384", stage=stage)
+    c.name = "bunny"
+    c.workdir = f"runs/bunny-{language}-{stage}"
+    c.data.update(group="none", parts=1)
+    if stage == "pretrain":
+        c.image.mode = "stretch"
+        source = dict(path="data/pretrain/bunny_pretrain_laion_2m.json")
+        c.data.sources = (source | dict(images="data/pretrain/images"),)
+        c.optim.lr = rate
+        c.train.steps = 7813  # one epoch of 2 M
+        return c
+    c.text.template = template
+    c.text.suffix = (length or own) - _SIGLIP_PATCHES - c.text.prefix
+    source = dict(path="data/finetune/bunny_695k.json")
+    c.data.sources = (source | dict(images="data/finetune/images"),)
+    c.train.steps = 5430  # one epoch
     return c
 
 

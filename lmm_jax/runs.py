@@ -180,12 +180,12 @@ def _unwritable(workdir: Path, error: OSError) -> ValueError:
 
 
 def _refuse_other_run(workdir: Path, config: ml_collections.ConfigDict) -> None:
-    """A work directory belongs to one model and strategy."""
+    """A work directory belongs to one model and strategy, of which the same learns."""
     path = workdir / "config.json"
     if not path.is_file():
         return
     old, new = _identity(path.read_text()), _identity(configs.to_json(config))
-    for section in SAME_RUN:
+    for section in (*SAME_RUN, "train"):
         if old[section] != new[section]:
             raise ValueError(
                 f"workdir {workdir} holds a run with {section}={old[section]}, this one "
@@ -200,4 +200,7 @@ def _identity(text: str) -> dict[str, Any]:
         kept["model"].pop(name, None)
     if not kept["lora"].get("rank"):
         kept["lora"] = {}  # off, as in runs from before there was LoRA
+    elif not kept["lora"].get("layers"):
+        kept["lora"].pop("layers", None)  # all, as in runs from before one could choose
+    kept["train"] = {"learn": config["train"]["learn"]}  # as many rows may be others
     return kept

@@ -79,7 +79,7 @@ def make_update(
     """
 
     def loss_fn(learning, frozen, batch, rng, share):
-        params = partition.join(learning, frozen, selection)
+        params = partition.beside(learning, frozen, selection)
         loss, scalars = objective(params, batch, rng)
         return share * loss, scalars
 
@@ -252,7 +252,7 @@ def train(config: ml_collections.ConfigDict) -> Path:
         if step == 0:
             print(_preview(exp, source, plan), flush=True)
 
-    flops = train_flops(plan, frozen_vision=not learns(parts.selection, "vision/"))
+    flops = train_flops(plan, exp.learns(parts.abstract_state.learning))
     rows = exp.config.data.batch_size * exp.candidates
     tokens = rows * (plan.entrance.length)
     work = metrics.Work.on_devices(tokens, rows * flops)
@@ -342,11 +342,6 @@ def _preview(exp: Experiment, source, plan) -> str:
         except pipeline.BadRecord:
             continue
     return "supervised tokens in colour:\n" + "\n---\n".join(shown)
-
-
-def learns(selection: partition.Selection, part: str) -> bool:
-    """Whether anything learns under a path such as "vision/"."""
-    return any(path.startswith(part) for path in selection.paths())
 
 
 def _count(tree) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from lmm_jax import bench, cli, decode, experiment, presets, train, weights
-from lmm_jax.depth.cost import cost, train_flops
+from lmm_jax.depth.cost import Learns, cost, train_flops
 from lmm_jax.eval import latency
 from lmm_jax.eval.latency import Report, Result, Settings, Timing
 from lmm_jax.models import lmm
@@ -139,7 +139,7 @@ def test_costs_are_those_of_the_plan(found):
         assert (result.text, result.visual) == (9, 16)
         assert result.computed == cost(plan, pairs="all").prefill > spent.prefill
         learned = exp.plan(train=True)
-        each = train_flops(learned, frozen_vision=False, pairs="all")
+        each = train_flops(learned, Learns(), pairs="all")
         assert result.train_computed == 2 * each
         assert result.train_tokens == learned.entrance.length == 32
 
@@ -157,7 +157,7 @@ def test_costs_of_an_encoder_are_those_of_its_plan(encoders):
 def test_every_candidate_of_a_ranking_costs_a_sequence():
     exp = headed("flickr30k")
     result = bench.Training(exp, bench.Shared()).result()
-    each = train_flops(exp.plan(train=True), frozen_vision=True, pairs="all")
+    each = train_flops(exp.plan(train=True), Learns(vision=False), pairs="all")
     assert result["train_computed"] == 2 * (1 + 1) * each
 
 

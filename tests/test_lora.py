@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 
 from lmm_jax import convert, experiment, hub, partition, train, weights
 from lmm_jax.checkpoint.params import check_rows, flatten
-from lmm_jax.depth import make_plan
+from lmm_jax.depth import Tune, make_plan
 from lmm_jax.lora import LEARNS, LoraConfig, merged
 from lmm_jax.models import lmm
 from lmm_jax.nn.lora import NOISE, Lora, LoraLinear
@@ -119,6 +119,33 @@ def test_a_starts_kaiming_uniform_and_b_at_zero():
     np.testing.assert_allclose(np.std(a), 0.1 / math.sqrt(3), rtol=0.05)
 
 
+def test_adapters_of_few_layers_are_rows_of_those_of_all(tiny):
+    """Along a plan that gives them scans of their own, and along one that does not."""
+    layers = (1, 2, 4)
+    few = dataclasses.replace(CONFIG, layers=layers).applied(SPEC)
+    params, rows = flatten(adapted(tiny, fresh=False)), {}
+    for path in partition.matching(LEARNS, params):
+        rows[path] = params[path][np.array(layers)]
+        others = [i for i in range(SPEC.language.depth) if i not in layers]
+        params[path][np.array(others)] = 0
+    whole, part = (
+        traverse_util.unflatten_dict(x, sep="/") for x in (params, params | rows)
+    )
+    batch, key = tiny.batch(tiny.plan()), jax.random.key(3)
+    right = scored(lmm.LMM(ADAPTED, tiny.plan()), whole, batch, key)
+    for plan in (tiny.plan((Tune("language", layers),)), tiny.plan()):
+        found = scored(lmm.LMM(few, plan), part, batch, key)
+        np.testing.assert_allclose(
+            found, right, rtol=0, atol=1e-5 * np.abs(right).max()
+        )
+    same(
+        merged(part, few.language.block.lora),
+        merged(whole, ADAPTED.language.block.lora),
+    )
+    own = {name: x for name, x in part.items() if not name.startswith("strategy_")}
+    check_rows(lmm.params(few), own)
+
+
 PHI = dataclasses.replace(
     SPEC.language.block, norm="layer", bias="all", gated=False, parallel=True
 )
@@ -156,6 +183,8 @@ def test_targets(targets, names):
         (dict(targets=("vision",)), "tree starts with: language/stack"),
         (dict(rank=-1), "rank=-1 must be at least 0"),
         (dict(dropout=1.0), r"dropout=1.0 in \[0, 1\)"),
+        (dict(layers=(1, 6)), r"layers \[6\] of \[1, 6\] .* use 0..5"),
+        (dict(layers=(4, 1)), "must ascend"),
     ],
 )
 def test_what_cannot_be_adapted(fields, says):
@@ -246,6 +275,43 @@ def test_a_run_is_exported_merged_or_as_an_adapter(whole, tmp_path):
     assert tensors[f"{layer}.lora_A.weight"].shape == (3, 96)
     assert tensors[f"{layer}.lora_B.weight"].shape == (48, 3)
     assert len(tensors) == 6 * 7 * 2 + 4  # and the projector
+
+
+def test_adapters_of_few_layers_are_all_that_is_trained_kept_and_exported(tmp_path):
+    config = lora_config(tmp_path)
+    config.lora.layers = (1, 4)
+    config.train.steps = 2
+    train.train(config)
+    exp = experiment.build(config)
+    parts = train.make_parts(exp)
+    rows = flatten(parts.abstract_state.learning)
+    a, connector = rows["language/stack/layers/q/lora_a"], "connector/first/kernel"
+    assert a.shape == (2, 48, 3)
+    moments = sum(x.size for x in jax.tree.leaves(parts.abstract_state.opt_state))
+    assert moments < 2 * sum(x.size for x in rows.values()) + 10
+    assert not partition.matching(LEARNS, flatten(parts.abstract_frozen))
+    assert [
+        (step.start, step.stop) for step in parts.model.plan.language if step.learns
+    ] == [(1, 2), (4, 5)]
+
+    start, frozen = train.initial_state(exp, parts)
+    start = partition.join(start.learning, frozen, parts.selection)
+    before, after = flatten(start), flatten(final(config))
+    for name in ADAPTED.language.block.lora.names:
+        path = f"language/stack/layers/{name}/kernel"
+        moved = np.abs(after[path] - before[path]).reshape(6, -1).max(axis=1) > 0
+        assert list(np.flatnonzero(moved)) == [1, 4], name
+    assert np.abs(after[connector] - before[connector]).max() > 0
+
+    convert.to_adapter(config.workdir, tmp_path / "adapter", "some/llava")
+    tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    layers = {
+        name.split(".layers.")[1].split(".")[0] for name in tensors if "lora" in name
+    }
+    assert layers == {"1", "4"}
+    config.lora.layers = (1, 3)
+    with pytest.raises(ValueError, match=r"holds a run with lora=.*\(1, 4\)"):
+        train.train(config)
 
 
 def test_a_workdir_with_other_adapters_is_refused(whole, tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lmm_jax import partition
+from lmm_jax.nn import halves
 
 
 def stack(layers: int, offset: float) -> dict:
@@ -198,23 +199,103 @@ def test_halves_of_another_selection_are_refused(params):
         partition.split(params, one)
 
 
-def test_stopping_frozen_runs_saves_their_weight_gradients():
-    """The claim in the docstring of `join`, on the compiled program."""
-    params = {"layers": {"kernel": jnp.ones((4, 8, 8))}}
-    selection = partition.select(params, ["layers[3]"])
+def through(kernel, runs):
+    """Layers in loops of their own, each row read as a training step reads it."""
+    hidden = jnp.ones((2, 8))
+    for run in runs:
+
+        def step(hidden, one, run=run):
+            return jnp.tanh(hidden @ halves.row(kernel, run, one)), None
+
+        hidden, _ = jax.lax.scan(step, hidden, halves.rows(kernel, run))
+    return hidden.sum()
+
+
+def square(layers: int) -> dict:
+    kernel = jax.random.normal(jax.random.key(0), (layers, 8, 8))
+    return {"layers": {"kernel": kernel}}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "runs"),
+    [
+        ("layers[3]", (range(3), range(3, 4))),
+        ("layers[1,2,5]", (range(1), range(1, 3), range(3, 5), range(5, 6))),
+        ("layers[2:]", (range(2), range(2, 6, 2), range(3, 6, 2))),
+        ("layers[1,4]", (range(3), range(3, 6))),  # runs that mix both
+        ("layers", (range(6),)),
+    ],
+)
+def test_halves_beside_each_other_are_the_whole(pattern, runs):
+    """Also where loops step, or run over layers of both."""
+    params = square(6)
+    selection = partition.select(params, [pattern])
     learning, frozen = partition.split(params, selection)
 
-    def matmuls(stop) -> int:
-        def loss(learning):
-            kernel = partition.join(learning, frozen, selection)["layers"]["kernel"]
-            hidden = jnp.ones((2, 8))
-            for run in (stop(kernel[:3]), kernel[3:]):
-                step = lambda h, k: (jnp.tanh(h @ k), None)  # noqa: E731
-                hidden, _ = jax.lax.scan(step, hidden, run)
-            return hidden.sum()
+    def loss(learning):
+        tree = partition.beside(learning, frozen, selection)
+        return through(tree["layers"]["kernel"], runs)
 
-        return (
-            jax.jit(jax.grad(loss)).lower(learning).compile().as_text().count(" dot(")
-        )
+    def whole(params):
+        return through(params["layers"]["kernel"], runs)
 
-    assert matmuls(jax.lax.stop_gradient) < matmuls(lambda run: run)
+    value, gradients = jax.jit(jax.value_and_grad(loss))(learning)
+    expected, theirs = jax.jit(jax.value_and_grad(whole))(params)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    rows = dict(selection.leaves)["layers/kernel"] or range(6)
+    theirs = theirs["layers"]["kernel"][np.array(rows)]
+    np.testing.assert_allclose(gradients["layers"]["kernel"], theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("layer", "runs", "products"),
+    [
+        (0, (range(1), range(1, 6)), 2 + 2 + 1),  # forward, of x, of the weight
+        (5, (range(5), range(5, 6)), 2 + 1 + 1),  # no gradient below the last layer
+    ],
+)
+def test_frozen_rows_are_neither_copied_nor_differentiated(layer, runs, products):
+    """On the program: what its loops, one per run and direction, hold."""
+    params = square(6)
+    selection = partition.select(params, [f"layers[{layer}]"])
+    learning, frozen = partition.split(params, selection)
+
+    def loss(learning):
+        tree = partition.beside(learning, frozen, selection)
+        return through(tree["layers"]["kernel"], runs)
+
+    text = str(jax.make_jaxpr(jax.grad(loss))(learning))
+    assert text.count("dot_general") == products
+    assert "f32[6,8,8]" not in text and " slice[" not in text
+
+
+def test_halves_keep_their_dtypes():
+    params = square(4)
+    selection = partition.select(params, ["layers[1,2]"])
+    learning, frozen = partition.split(params, selection)
+    frozen = jax.tree.map(lambda x: x.astype(jnp.bfloat16), frozen)
+    kernel = partition.beside(learning, frozen, selection)["layers"]["kernel"]
+    assert [x.dtype for x in kernel.learning] == [jnp.float32]
+    assert kernel.frozen is frozen["layers"]["kernel"]
+    joined = partition.join(learning, frozen, selection)["layers"]["kernel"]
+    assert joined.dtype == jnp.bfloat16
+
+
+def test_layers_of_which_anything_learns():
+    paths = {
+        "language/stack/layers/q/kernel": range(8),
+        "language/stack/layers/q/lora_a": (2, 5),
+    }
+
+    def layers(*patterns):
+        return partition.learning_layers(patterns, paths, 8)
+
+    assert layers("connector", "language/stack/layers[0::4]") == (0, 4)
+    assert layers("language/.*/layers[1]/q", "language/.*/layers[-1]/.*") == (1, 7)
+    assert (
+        layers("language/.*/lora_[ab]") == layers("language/.*/lora_a", "x") == (2, 5)
+    )
+    assert layers("language/.*/q/kernel") == tuple(range(8))
+    assert layers("connector") == layers("language/embed") == layers() == ()
+    with pytest.raises(ValueError, match="8 layers"):
+        layers("language/stack/layers[8]")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 
+import jax
 import pytest
 
-from lmm_jax import optim, train
+from lmm_jax import optim, region, train
 from lmm_jax.partition import flatten
 from tests.test_full_size import build
 
@@ -209,6 +210,37 @@ def test_hyper_parameters(name, argument, numbers):
 def test_deepstack_hd_has_no_stage_before_finetuning():
     with pytest.raises(ValueError, match=r"finetuned from a LLaVA-NeXT; .*init\.load"):
         build("deepstack", "form=hd,stage=pretrain")
+
+
+# Visual Region (arXiv:2412.12785): parameters of the adapters, by hand, and of projectors.
+REGION = {
+    "lm=vicuna-7b": (79_953_920, 20_979_712, "vicuna_v1", 665_298),
+    "lm=vicuna-13b": (112_656_384, 31_467_520, "vicuna_v1", 665_298),
+    "lm=llama-3-8b": (83_886_080, 21_504_000, "bunny_llama_3", 695_000),
+    # Theirs are 50,331,648: of fused projections.
+    "lm=phi-3-mini": (59_768_832, 12_982_272, "bunny", 695_000),
+}
+
+
+@pytest.mark.parametrize(("argument", "numbers"), REGION.items())
+def test_hyper_parameters_of_visual_region(argument, numbers):
+    adapters, projector, template, records = numbers
+    exp = build("visual_region", argument)
+    c, o = exp.config, exp.config.optim
+    assert {field: getattr(o, field) for field in COMMON} == COMMON
+    assert (o.schedule, o.clip, o.lr) == ("cosine", None, 2e-4)
+    assert o.lr_scale["connector"] * o.lr == pytest.approx(2e-5)
+    assert c.train.seed == c.data.seed == 234
+    assert (c.lora.rank, c.lora.alpha, c.lora.dropout) == (128, 256.0, 0.05)
+    assert (c.data.batch_size, c.data.group, c.image.mode) == (128, "none", "pad")
+    assert c.train.steps == math.ceil(records / 128)
+    assert c.text.template == template
+    assert exp.plan(train=True).entrance.length == 2048
+    learning = train.make_parts(exp).abstract_state.learning
+    sizes = {n: sum(x.size for x in jax.tree.leaves(t)) for n, t in learning.items()}
+    assert sizes == {"language": adapters, "connector": projector}
+    few = region.select("uniform", exp.spec.language.depth, len(c.lora.layers))
+    assert c.lora.layers == few
 
 
 def test_lora_adapts_every_projection_and_not_the_head():

@@ -124,7 +124,8 @@ def check_rows(rows: Sequence[Param], abstract: Tree) -> None:
 def _keys(row: Param, shape: Sequence[int]) -> list[str]:
     if not row.axes.startswith("layers"):
         return [row.key]
-    return [row.key.replace("{layer}", str(layer)) for layer in range(shape[0])]
+    layers = range(shape[0]) if row.layers is None else row.layers
+    return [row.key.replace("{layer}", str(layer)) for layer in layers]
 
 
 def _inner(row: Param) -> str:

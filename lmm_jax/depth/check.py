@@ -166,13 +166,15 @@ def query(edit: Query, geometry: Geometry, queries: Sequence[Query]) -> None:
         raise ValueError(f"{called} both put tokens after the question: keep one.")
 
 
-def tune(edit: Tune, geometry: Geometry) -> None:
-    """Layers of a stack that there is."""
+def tune(edit: Tune, geometry: Geometry, tunes: Sequence[Tune]) -> None:
+    """Layers of a stack that there is, said once."""
     depth = {"vision": geometry.vision.depth, "language": geometry.language.depth}
     if edit.stack not in depth:
         raise ValueError(
             f"Tune names stack {edit.stack!r}; use one of {sorted(depth)}."
         )
+    if sum(other.stack == edit.stack for other in tunes) > 1:
+        raise ValueError(f"two Tunes name layers of {edit.stack}: make them one.")
     outside = [layer for layer in edit.layers if not 0 <= layer < depth[edit.stack]]
     if outside:
         raise ValueError(

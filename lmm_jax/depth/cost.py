@@ -129,10 +129,15 @@ def _projected(plan: Plan) -> int:
 
 def layer_flops(stack: StackGeometry, tokens: int, pairs: Pairs = "visible") -> float:
     """One layer over a sequence."""
-    seen = tokens * tokens
+    pair = _seen(stack, tokens, pairs) * pair_flops(stack)
+    return tokens * weight_flops(stack) + pair
+
+
+def _seen(stack: StackGeometry, tokens: int, pairs: Pairs) -> float:
+    """Pairs of query and key."""
     if stack.causal and pairs == "visible":
-        seen = tokens * (tokens + 1) / 2
-    return tokens * weight_flops(stack) + seen * pair_flops(stack)
+        return tokens * (tokens + 1) / 2
+    return tokens * tokens
 
 
 def weight_flops(stack: StackGeometry) -> float:
@@ -155,30 +160,91 @@ def kv_bytes(stack: StackGeometry, tokens: int, bytes_per_value: int) -> int:
     return 2 * tokens * stack.kv_heads * stack.head_dim * bytes_per_value
 
 
-def train_flops(plan: Plan, *, frozen_vision: bool, pairs: Pairs = "visible") -> float:
-    """Model FLOPs of a training step per example: forward, and twice that for backward.
+@dataclasses.dataclass(frozen=True)
+class Learns:
+    """What learns, beside what a plan says of layers.
 
-    Recomputation is not counted (model FLOPs, not hardware FLOPs). A frozen vision stack
-    has no backward pass.
+    Attributes:
+        vision: anything of the vision stack.
+        connector: the projector, or what a strategy learns.
+        words: embeddings, or the text's own tower.
+        head: the matrix of the logits, or of what an encoder predicts.
+        kernels: the matrices of the language layers that learn.
+        adapters: entries of the adapters (LoRA) of such a layer; 0 without.
+    """
+
+    vision: bool = True
+    connector: bool = True
+    words: bool = True
+    head: bool = True
+    kernels: bool = True
+    adapters: int = 0
+
+
+def train_flops(plan: Plan, learns: Learns, *, pairs: Pairs = "visible") -> float:
+    """Model FLOPs of a training step per example: forward, and what it takes backward.
+
+    A product with weights costs as much again for the gradient of its input, if anything
+    before it learns, and for that of the weights, if they do; below the lowest layer that
+    learns there is no backward pass. Recomputation is not counted (model FLOPs, not
+    hardware FLOPs).
     """
     g, c = plan.geometry, cost(plan, pairs=pairs)
     head = c.head * (g.prefix + g.suffix if g.language.causal else 1)
-    return (1 if frozen_vision else 3) * c.vision + 3 * (
-        c.words + c.connector + c.language + head
-    )
+    total = c.prefill - c.head + head
+    reached = False
+    for step, flops, seen in _vision_steps(plan, pairs):
+        learning = learns.vision and step.learns
+        reached = reached or learning
+        total += _backward(flops, seen, reached, learning)
+    total += _patch_flops(plan) * learns.vision + 2.0 * c.words * learns.words
+    total += c.connector * (learns.vision + learns.connector)
+    reached = learns.vision or learns.connector or learns.words
+    for step in c.steps:
+        learning = reached if isinstance(step.step, Cut) else step.step.learns
+        reached = reached or learning
+        tokens, layers = step.visual + step.text, _layers(step.step) * g.rows
+        seen = layers * _seen(g.language, tokens, pairs) * pair_flops(g.language)
+        total += _backward(step.flops, seen, reached, learning and learns.kernels)
+        total += 6.0 * learns.adapters * tokens * layers * learning
+    return total + head * (reached + learns.head)
+
+
+def _backward(flops: float, seen: float, reached: bool, learning: bool) -> float:
+    """FLOPs backwards of what costs `flops` forwards.
+
+    Args:
+        seen: those of them for pairs of query and key, which have no weights and two
+            gradients.
+        reached: whether its output depends on anything that learns.
+        learning: whether its weights learn.
+    """
+    return (flops + seen) * reached + (flops - seen) * learning
 
 
 def _vision_flops(plan: Plan, pairs: Pairs) -> float:
+    layers = (flops for _, flops, _ in _vision_steps(plan, pairs))
+    return _patch_flops(plan) + sum(layers)
+
+
+def _patch_flops(plan: Plan) -> float:
+    g = plan.geometry
+    views = g.rows * g.images * g.views * g.passes
+    return 2.0 * views * g.patches * g.patch * g.vision.width
+
+
+def _vision_steps(plan: Plan, pairs: Pairs) -> Iterator[tuple[Step, float, float]]:
+    """Steps with layers, their FLOPs over all views, and those of them for pairs."""
     g = plan.geometry
     views = g.rows * g.images * g.views * g.passes
     tokens = g.patches + g.class_token
-    flops = 2.0 * views * g.patches * g.patch * g.vision.width
     for step in plan.vision:
         if isinstance(step, Fold):
             views //= step.views
         else:
-            flops += views * _layers(step) * layer_flops(g.vision, tokens, pairs)
-    return flops
+            layers = views * _layers(step)
+            seen = layers * _seen(g.vision, tokens, pairs) * pair_flops(g.vision)
+            yield step, layers * layer_flops(g.vision, tokens, pairs), seen
 
 
 def _text_flops(g: Geometry, words: int, pairs: Pairs) -> float:

@@ -166,7 +166,8 @@ class Query:
 
 @dataclasses.dataclass(frozen=True)
 class Tune:
-    """Only `layers` of `stack` learn; the others run in scans of their own, frozen."""
+    """Only `layers` of `stack` learn, or none; the others run in scans of their own,
+    frozen. At most one per stack and plan; without one, all of its layers may learn."""
 
     stack: str
     layers: tuple[int, ...]

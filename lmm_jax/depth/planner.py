@@ -186,21 +186,15 @@ def make_plan(
     in_language = [e for e in reduces if e.at.stack == "language"]
     tunes = [e for e in edits if isinstance(e, Tune)]
     for tune in tunes:
-        check.tune(tune, geometry)
-    tuned = {x for t in tunes if t.stack == "language" for x in t.layers}
-    edges = {edge for layer in tuned for edge in (layer, layer + 1)}
-    language = _steps(geometry.language.depth, in_language, injects, edges, queries)
-    if tuned:
-        language = tuple(
-            step
-            if isinstance(step, Cut)
-            else dataclasses.replace(step, learns=step.start in tuned)
-            for step in language
-        )
+        check.tune(tune, geometry, tunes)
+    depth = geometry.language.depth
+    frozen = _frozen(tunes, "language", depth)
+    language = _steps(depth, in_language, injects, _edges(frozen), queries)
+    language = _marked(language, frozen)
     return Plan(
         geometry=geometry,
         edits=(*connects, *stacked, *reduces, *injects, *queries, *tunes),
-        vision=_vision_steps(geometry, stacked, injects),
+        vision=_vision_steps(geometry, stacked, injects, tunes),
         language=language,
         layouts=_layouts(entrance, language, mode),
         entrance=entrance,
@@ -218,15 +212,41 @@ def _injects(edits: Sequence[Edit], stack: str) -> tuple[Inject, ...]:
 
 
 def _vision_steps(
-    geometry: Geometry, stacked: Sequence[Inject], readers: Sequence[Inject]
+    geometry: Geometry,
+    stacked: Sequence[Inject],
+    readers: Sequence[Inject],
+    tunes: Sequence[Tune],
 ) -> tuple[Step | Fold, ...]:
     """The vision stack, cut after each layer whose features are read."""
-    ends = {tap + 1 for edit in readers for tap in edit.taps}
+    frozen = _frozen(tunes, "vision", geometry.vision_layers)
+    ends = {tap + 1 for edit in readers for tap in edit.taps} | _edges(frozen)
     steps = list(_steps(geometry.vision_layers, (), stacked, ends))
+    steps = list(_marked(steps, frozen))
     for edit in stacked:
         first = next(i for i, step in enumerate(steps) if step.feeds)
         steps.insert(first, Fold(1 + geometry.crops, edit))
     return tuple(steps)
+
+
+def _frozen(tunes: Sequence[Tune], stack: str, depth: int) -> tuple[bool, ...]:
+    """Of each layer, whether it does not learn."""
+    layers = next((tune.layers for tune in tunes if tune.stack == stack), range(depth))
+    return tuple(layer not in layers for layer in range(depth))
+
+
+def _edges(frozen: Sequence[bool]) -> set[int]:
+    """Layers before which learning layers end or begin."""
+    return {i for i in range(1, len(frozen)) if frozen[i] != frozen[i - 1]}
+
+
+def _marked(steps: Sequence[Step], frozen: Sequence[bool]) -> tuple[Step, ...]:
+    """Steps that know whether their layers learn."""
+    return tuple(
+        step
+        if isinstance(step, Cut) or not frozen[step.start]
+        else dataclasses.replace(step, learns=False)
+        for step in steps
+    )
 
 
 def _steps(

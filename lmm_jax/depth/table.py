@@ -61,6 +61,8 @@ def _row(step: StepCost, plan: Plan) -> tuple[str, ...]:
     notes = [f"+ {feed.source}[{feed.start}:{feed.stop}]" for feed in at.feeds]
     if isinstance(at, Scan) and at.period > 1:
         notes.append(f"every {at.period} layers")
+    if not at.learns:
+        notes.append("frozen")
     if isinstance(at, Layer):
         kind = "layer"
         notes += [f"shows {name}" for name in at.observe]

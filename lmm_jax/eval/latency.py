@@ -73,7 +73,10 @@ class Result:
         kv_bytes: of one example.
         computed: FLOPs of `forward` for one example.
         train_batch, train_tokens: examples of a training step, tokens of each.
-        train_computed: FLOPs of a training step.
+        train_computed: FLOPs of a training step, without what `remat` repeats.
+        train_compiled: FLOPs of its products as compiled; see `products.flops`.
+        learning: parameters that learn.
+        moments: bytes of the optimizer's state.
         forward: of all examples up to the first token, sampling included; in an encoder,
             up to what the head says.
         loop: decoding of all new tokens but the first, for all examples; None in an
@@ -99,6 +102,9 @@ class Result:
     train_batch: int | None = None
     train_tokens: int | None = None
     train_computed: float | None = None
+    train_compiled: float | None = None
+    learning: int | None = None
+    moments: int | None = None
     update: Timing | None = None
 
 
@@ -155,7 +161,7 @@ def _conditions(found: Report) -> str:
 def _costs(found: Report) -> str:
     """One example, by the plan."""
 
-    def giga(flops: float) -> str:
+    def giga(flops: float | None) -> str:
         return _figures(flops / 1e9) if flops else ""
 
     return _table(
@@ -170,6 +176,10 @@ def _costs(found: Report) -> str:
         ("projector", lambda one: giga(one.projector)),
         ("a token", lambda one: giga(one.token)),
         ("KV MiB", lambda one: _mib(one.kv_bytes) if one.kv_bytes else ""),
+        ("learning", lambda one: f"{one.learning:,}" if one.learning else ""),
+        ("a training step", lambda one: giga(one.train_computed)),
+        ("as compiled", lambda one: giga(one.train_compiled)),
+        ("optimizer MiB", lambda one: one.moments and _mib(one.moments)),
         ("dtype", lambda one: one.dtype),
     )
 
@@ -244,6 +254,7 @@ def _ratios(found: Report) -> str:
         ("KV", lambda one: ratio(one.kv_bytes, base.kv_bytes)),
         ("a token", lambda one: over(one.loop, base.loop)),
         ("promised", lambda one: ratio(one.train_computed, base.train_computed)),
+        ("as compiled", lambda one: ratio(one.train_compiled, base.train_compiled)),
         ("training step", lambda one: over(one.update, base.update)),
         (
             "activations and gradients",

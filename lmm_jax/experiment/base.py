@@ -19,6 +19,7 @@ import numpy as np
 
 from lmm_jax.data.tokenizer import Tokenizer
 from lmm_jax.depth import Plan
+from lmm_jax.depth.cost import Learns
 from lmm_jax.lora import LEARNS
 from lmm_jax.nn.params import Param
 from lmm_jax.objectives import Objective
@@ -93,6 +94,10 @@ class Experiment(abc.ABC):
     ) -> dict[str, np.ndarray]:
         """A batch that fills all slots of a model, with targets if it `learns`."""
 
+    @abc.abstractmethod
+    def learns(self, learning: Mapping[str, Any]) -> Learns:
+        """What a training step costs depends on, from the parameters that learn."""
+
     @property
     def candidates(self) -> int:
         """Sequences of text that an example of training has."""
@@ -122,7 +127,7 @@ class Experiment(abc.ABC):
     @property
     def learned(self) -> tuple[str, ...]:
         """Patterns of all that learns, adapters included."""
-        return (*self.config.train.learn, *([LEARNS] if self.config.lora.rank else []))
+        return (*([LEARNS] if self.config.lora.rank else []), *self.config.train.learn)
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import dataclasses
 import functools
+import math
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from lmm_jax import hub, strategies
+from lmm_jax import hub, partition, strategies
 from lmm_jax.data import conversation, noise, pipeline
 from lmm_jax.data.conversation import end_id, find_template
 from lmm_jax.data.images import ImageSpec
 from lmm_jax.data.native import NativeSpec
 from lmm_jax.data.placement import SampleSpec, Slots
 from lmm_jax.data.sources import Record
-from lmm_jax.depth import Plan, make_plan
+from lmm_jax.depth import Plan, Tune, make_plan
+from lmm_jax.depth.cost import Learns
 from lmm_jax.experiment.base import Experiment
+from lmm_jax.lora import LEARNS
 from lmm_jax.models import lmm
 from lmm_jax.models.specs import LMMSpec, VisionSpec, named
 from lmm_jax.nn.params import Param, of_ops
@@ -131,7 +135,8 @@ class Conversing(Experiment):
         named = {getattr(edit, "name", None) for edit in chosen}
         # A config that names what the model has anyway says how, not once more.
         own = (e for e in lmm.own_edits(self.spec, geometry) if e.name not in named)
-        plan = make_plan(geometry, (*own, *chosen), mode=self.config.model.mode)
+        tunes = self._tunes() if train else ()
+        plan = make_plan(geometry, (*own, *chosen, *tunes), mode=self.config.model.mode)
         if train and plan.row_wide and self.config.data.pack > 1:
             raise ValueError(
                 f"data.pack={self.config.data.pack}: "
@@ -140,6 +145,22 @@ class Conversing(Experiment):
                 "connector, which goes image by image."
             )
         return plan
+
+    def _tunes(self) -> tuple[Tune, ...]:
+        """What learns, of stacks of which not every layer does."""
+        rows = lmm.params(self.config.lora.applied(self.spec))
+        found = []
+        for stack in ("vision", "language"):
+            depth = getattr(self.spec, stack).depth
+            paths = {
+                row.path: range(depth) if row.layers is None else row.layers
+                for row in rows
+                if row.path.startswith(f"{stack}/") and partition.stacked(row.path)
+            }
+            layers = partition.learning_layers(self.learned, paths, depth)
+            if len(layers) < depth:
+                found.append(Tune(stack, layers))
+        return tuple(found)
 
     @functools.cached_property
     def images(self) -> ImageSpec:
@@ -223,6 +244,23 @@ class Conversing(Experiment):
         train = self.config.train
         shards = train.loss_shards // train.accumulate or 1
         return NextToken(model, shards, train.loss_weights)
+
+    def learns(self, learning: Mapping[str, Any]) -> Learns:
+        leaves = partition.flatten(learning)
+        layers = [path for path in leaves if path.startswith("language/stack/")]
+        adapters = set(partition.matching(LEARNS, layers))
+
+        def any_of(*parts: str) -> bool:
+            return any(path.startswith(parts) for path in leaves)
+
+        return Learns(
+            vision=any_of("vision/"),
+            connector=any_of("connector/", "strategy_"),
+            words=any_of("language/embed/"),
+            head=any_of(f"language/{'embed' if self.spec.language.tied else 'head'}/"),
+            kernels=bool(set(layers) - adapters),
+            adapters=sum(math.prod(leaves[path].shape[1:]) for path in adapters),
+        )
 
     def preview(self, record: Record, plan: Plan) -> str:
         samples = self.samples(plan)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import dataclasses
 import functools
 from pathlib import Path
@@ -18,6 +19,7 @@ from lmm_jax.data.images import ImageSpec
 from lmm_jax.data.pairs import Pair, PairSpec
 from lmm_jax.data.vocabulary import Vocabulary
 from lmm_jax.depth import Plan, make_plan
+from lmm_jax.depth.cost import Learns
 from lmm_jax.experiment.base import Experiment
 from lmm_jax.models import encoders
 from lmm_jax.models.encoders import EncoderSpec
@@ -140,6 +142,9 @@ class Encoding(Experiment):
     ) -> dict[str, np.ndarray]:
         below = {"tokens": self.vocab, "label": self.spec.head.outputs}
         return noise.like(self._arrays(model, size, learns=learns), below)
+
+    def learns(self, learning: Mapping[str, Any]) -> Learns:
+        return Learns(vision="vision" in learning)
 
     @property
     def candidates(self) -> int:

@@ -58,14 +58,17 @@ def save_adapter(
         for row in rows
         if row.path.endswith("lora_a")
     }
+    few = "|".join(map(str, lora.layers or ()))
+    layers = rf".*\.layers\.({few})\." if few else ""
     config = {
         "peft_type": "LORA",
         "base_model_name_or_path": base,
         "r": lora.rank,
         "lora_alpha": lora.alpha,
         "lora_dropout": lora.dropout,
-        # The vision tower has projections of the same names.
-        "target_modules": rf".*language_model.*\.({'|'.join(sorted(adapted))})",
+        # Not `layers_to_transform`: the vision tower has layers and projections of the
+        # same names, and PEFT takes that only beside plain names.
+        "target_modules": rf".*language_model{layers}.*\.({'|'.join(sorted(adapted))})",
         "modules_to_save": [_PROJECTOR] if "connector" in learned else None,
         "bias": "none",
         "inference_mode": True,

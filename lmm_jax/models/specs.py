@@ -278,6 +278,8 @@ LANGUAGE = {
         151_936, _qwen(4096, 32, 12_288, 8, qk_norm=True), 36, kind="qwen3"
     ),
     "quickstart-lm": LanguageSpec(512, llama_block(96, 4, 256), 6, tied=True),
+    "region-lm": LanguageSpec(512, llama_block(96, 4, 256), 8, tied=True),
+    "speed-region": LanguageSpec(2000, llama_block(1536, 12, 4096), 8),
     "speed-lm": LanguageSpec(2000, llama_block(512, 8, 1408), 18),
     "speed-phi": LanguageSpec(
         2000,

@@ -103,9 +103,10 @@ def params(spec: BlockSpec, layer: str, names: Mapping[str, str]) -> tuple[Param
     """
     rows = []
 
-    def add(name: str, leaf: str, axes: str, layout: str) -> None:
+    def add(name: str, leaf: str, axes: str, layout: str, layers=None) -> None:
         key = f"{layer}{names[name]}.{_ENDS.get(leaf, 'weight')}"
-        rows.append(Param(f"layers/{name}/{leaf}", f"layers {axes}", key, layout))
+        path, axes = f"layers/{name}/{leaf}", f"layers {axes}"
+        rows.append(Param(path, axes, key, layout, layers))
 
     def norm(name: str) -> None:
         for leaf in ("scale", "bias") if spec.norm == "layer" else ("scale",):
@@ -117,8 +118,9 @@ def params(spec: BlockSpec, layer: str, names: Mapping[str, str]) -> tuple[Param
         if biased:
             add(name, "bias", out, one[out])
         if spec.lora and name in spec.lora.names:
-            add(name, "lora_a", f"{into} lora", f"lora {one[into]}")
-            add(name, "lora_b", f"lora {out}", f"{one[out]} lora")
+            layers = spec.lora.layers
+            add(name, "lora_a", f"{into} lora", f"lora {one[into]}", layers)
+            add(name, "lora_b", f"lora {out}", f"{one[out]} lora", layers)
 
     norm("attn_norm")
     if not spec.parallel:

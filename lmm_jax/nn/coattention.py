@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from lmm_jax.depth import Context, Keys, Observation, Place, TokenState
 from lmm_jax.depth.edits import ReduceOp
 from lmm_jax.depth.planner import Cut, Layer, Mode, Scan, Step
-from lmm_jax.nn import block
+from lmm_jax.nn import block, halves
 from lmm_jax.nn.attention import Sight, mean_head, probabilities, sight
 from lmm_jax.nn.block import Block, BlockSpec
 from lmm_jax.nn.params import Param
@@ -85,7 +85,10 @@ class CoAttentionStack(nn.Module):
         of_text = self._sight(text, text), self._sight(text, image)
         of_image = self._sight(image, image), self._sight(image, text)
 
-        def body(streams, layer):
+        run = range(step.start, step.stop)
+
+        def body(streams, row):
+            layer = self._row(run, row)
             words, patches = map(self.constrain, streams)
             read = self._read(layer["text"], words, patches, *of_text)[0]
             new = self._feed(layer["text"], read)
@@ -94,22 +97,23 @@ class CoAttentionStack(nn.Module):
             return (new, self._feed(layer["image"], read)), None
 
         streams = _hidden(state, TEXT), _hidden(state, IMAGE)
-        layers = self._rows(slice(step.start, step.stop), step)
+        layers = self._rows(run, step)
         body = rematted(body, self.remat)
         if self._apart:
             for layer in layers:
                 streams, _ = body(streams, layer)
         else:
-            length = step.stop - step.start
-            unroll = length if self.unroll == 0 else min(self.unroll, length)
+            unroll = len(run) if self.unroll == 0 else min(self.unroll, len(run))
             streams, _ = jax.lax.scan(body, streams, layers, unroll=unroll)
         words, patches = streams
         return _put(_put(state, TEXT, words), IMAGE, patches)
 
     def _layer(self, state: TokenState, step: Layer, ctx, ops, mode):
         """One layer alone: its text block is shown, and both streams may be cut."""
-        rows = self._rows(slice(step.start, step.stop), step)
-        layer = rows[0] if self._apart else jax.tree.map(lambda p: p[0], rows)
+        run = range(step.start, step.stop)
+        rows = self._rows(run, step)
+        row = rows[0] if self._apart else jax.tree.map(lambda p: p[0], rows)
+        layer = self._row(run, row)
         entered, feed = state, rematted(self._feed, self.remat)
         words, seen = self._shown(layer["text"], state, TEXT, state, step.observe)
         state = _put(state, TEXT, words)
@@ -161,13 +165,20 @@ class CoAttentionStack(nn.Module):
     def _apart(self) -> bool:
         return isinstance(self.text["layers"], tuple)
 
-    def _rows(self, rows: slice, step: Scan | Layer) -> Any:
-        layers = {"text": self.text["layers"], "image": self.image["layers"]}
+    @property
+    def _layers(self) -> dict[str, Any]:
+        return {"text": self.text["layers"], "image": self.image["layers"]}
+
+    def _rows(self, run: range, step: Scan | Layer) -> Any:
+        layers = self._layers
         if self._apart:
-            pairs = zip(*(layers[stream][rows] for stream in layers))
-            return [dict(zip(layers, pair)) for pair in pairs]
-        layers = jax.tree.map(lambda p: p[rows], layers)
-        return layers if step.learns else jax.lax.stop_gradient(layers)
+            of = {stream: [layers[stream][layer] for layer in run] for stream in layers}
+            return [dict(zip(of, pair)) for pair in zip(*of.values())]
+        rows = halves.rows(layers, run)
+        return rows if step.learns else jax.lax.stop_gradient(rows)
+
+    def _row(self, run: range, row: Any) -> Any:
+        return row if self._apart else halves.row(self._layers, run, row)
 
     def _stacked(self, stream: str) -> Mapping[str, Any]:
         # `self.param` would refuse layers that are apart.

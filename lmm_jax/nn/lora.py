@@ -19,6 +19,7 @@ from lmm_jax.nn.linear import Linear
 
 Array = jax.Array
 
+LEAVES = ("lora_a", "lora_b")
 NOISE = "lora"  # Linen's name for the stream of dropout keys
 
 
@@ -31,12 +32,15 @@ class Lora:
         alpha: the low-rank product is multiplied by alpha / rank.
         dropout: share of the inputs of A that training zeroes.
         names: adapted submodules of the block.
+        layers: of the stack that have adapters, whose parameters have as many rows; None:
+            all.
     """
 
     rank: int
     alpha: float
     dropout: float
     names: tuple[str, ...]
+    layers: tuple[int, ...] | None = None
 
     @property
     def scale(self) -> float:
@@ -55,6 +59,8 @@ class LoraLinear(Linear):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         y = super().__call__(x)
+        if self.lora.layers and self._plain:
+            return y
         rank, fan_in = self.lora.rank, math.prod(self.inputs)
 
         def uniform(key, shape):  # Kaiming's with slope sqrt(5), as in PEFT
@@ -67,6 +73,12 @@ class LoraLinear(Linear):
         x = self._dropped(x.astype(self.dtype)).reshape(-1, fan_in)
         small = (x @ a.reshape(fan_in, rank)) * self.lora.scale
         return y + (small @ b.reshape(rank, -1)).reshape(y.shape)
+
+    @property
+    def _plain(self) -> bool:
+        """Whether this layer is one without an adapter."""
+        stored = self.get_variable("params", "lora_a")
+        return stored is None and not self.is_initializing()
 
     def _dropped(self, x: Array) -> Array:
         rate = self.lora.dropout

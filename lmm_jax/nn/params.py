@@ -19,12 +19,14 @@ class Param:
         key: name in the published checkpoint; `{layer}` runs over the layers. Empty if
             no published checkpoint has it.
         layout: the same axes as an einops pattern in the published order.
+        layers: of a stacked parameter, the layers that have it; None: all.
     """
 
     path: str
     axes: str
     key: str
     layout: str
+    layers: tuple[int, ...] | None = None
 
     def under(self, path: str, key: str) -> Param:
         """The same parameter inside a larger model."""

@@ -20,10 +20,12 @@ from lmm_jax.depth import Context, Keys, Observation, Place, TokenState
 from lmm_jax.depth.edits import ReduceOp
 from lmm_jax.depth.planner import Cut, Feed, Layer, Mode, Scan, Step
 from lmm_jax.depth.reduce import reduce_span
+from lmm_jax.nn import halves
 from lmm_jax.nn.attention import Sight, observe, sight
 from lmm_jax.nn.block import Block, BlockSpec
 from lmm_jax.nn.chunk import in_chunks
-from lmm_jax.nn.lora import NOISE
+from lmm_jax.nn.halves import Halves
+from lmm_jax.nn.lora import LEAVES, NOISE
 from lmm_jax.nn.rope import Rotation, rotation
 
 Array = jax.Array
@@ -68,7 +70,8 @@ class Cache:
 class LayerStack(nn.Module):
     """L equal blocks with stacked parameters, run as scans over slices of them.
 
-    To run and to decode, but not to learn, they may also be given `apart`.
+    To run and to decode, but not to learn, they may also be given `apart`; to learn, in
+    `Halves`.
 
     Attributes:
         spec: the block.
@@ -91,9 +94,10 @@ class LayerStack(nn.Module):
     def setup(self):
         # `self.param` traces its initialiser on every apply; L layers are slow to trace.
         if self.has_variable("params", "layers"):
-            self.layers = self.get_variable("params", "layers")
+            layers = self.get_variable("params", "layers")
         else:
-            self.layers = self.param("layers", self._init_layers)
+            layers = self.param("layers", self._init_layers)
+        self.layers = self._placed(layers)
 
     def run(
         self,
@@ -221,24 +225,25 @@ class LayerStack(nn.Module):
     def _scan(self, state, step: Scan, ctx: Context, collect: bool, chunk: int):
         block = self._block(state.place, chunk)
 
+        # One stack for each layer of the period and not a reshaped one, of which XLA on
+        # CPU makes a copy, also where the period is 1.
+        firsts = range(step.start, step.start + step.period)
+        runs = [range(first, step.stop, step.period) for first in firsts]
+
         def body(hidden, xs):
             layers, fed = xs
             for rows in fed:
                 hidden = _add(hidden, rows, state.layout.slice("visual"))
             kept = []
-            for layer, rngs in layers:
+            for run, (row, rngs) in zip(runs, layers):
+                layer = self._row(run, row)
                 hidden, keys = block(layer, self.constrain(hidden), rngs)
                 kept.append(keys)
             return hidden, tuple(kept) if collect else ()
 
-        # One stack for each layer of the period and not a reshaped one, of which XLA on
-        # CPU makes a copy, also where the period is 1.
-        layers = tuple(
-            self._rows(slice(step.start + i, step.stop, step.period), step, ctx)
-            for i in range(step.period)
-        )
+        layers = tuple(self._rows(run, step, ctx) for run in runs)
         fed = tuple(ctx.aligned[f.source][f.start : f.stop] for f in step.feeds)
-        body = rematted(body, self.remat)
+        body = rematted(body, self.remat, looped=not self._apart)
         bodies = (step.stop - step.start) // step.period
         if not self._apart:
             unroll = self._unroll(bodies)
@@ -256,8 +261,10 @@ class LayerStack(nn.Module):
     def _layer(self, state, step: Layer, ctx, ops, mode, chunk):
         """One layer alone: its attention is shown, and it may be cut half-way."""
         attend = self._block(state.place, chunk, "attend")
-        rows = self._rows(slice(step.start, step.stop), step, ctx)
-        layer, rngs = rows[0] if self._apart else jax.tree.map(lambda p: p[0], rows)
+        run = range(step.start, step.stop)
+        rows = self._rows(run, step, ctx)
+        row, rngs = rows[0] if self._apart else jax.tree.map(lambda p: p[0], rows)
+        layer = self._row(run, row)
         hidden = self.constrain(_fed(state, ctx, step.feeds).hidden)
 
         def feed(layer, hidden):
@@ -322,17 +329,33 @@ class LayerStack(nn.Module):
     def _apart(self) -> bool:
         return isinstance(self.layers, tuple)
 
-    def _rows(self, rows: slice, step: Scan | Layer, ctx: Context):
-        """Parameters of some layers of a step, and the keys of what is random in them."""
+    def _rows(self, run: range, step: Scan | Layer, ctx: Context):
+        """Rows of some layers of a step, and the keys of what is random in them."""
         if self._apart:
-            return [(layer, {}) for layer in self.layers[rows]]
-        layers = jax.tree.map(lambda p: p[rows], self.layers)
+            return [(self.layers[layer], {}) for layer in run]
+        rows = halves.rows(self.layers, run)
         # A mask inside a shared scan would compute all weight gradients and drop them.
-        layers = layers if step.learns else jax.lax.stop_gradient(layers)
+        rows = rows if step.learns else jax.lax.stop_gradient(rows)
         if ctx.rng is None or not self.spec.lora:
-            return layers, {}
+            return rows, {}
         keys = jax.vmap(functools.partial(jax.random.fold_in, ctx.rng))
-        return layers, {NOISE: keys(jnp.arange(self.depth)[rows])}
+        return rows, {NOISE: keys(jnp.asarray(run))}
+
+    def _row(self, run: range, row):
+        """The parameters of one layer of a run, from its row."""
+        return row if self._apart else halves.row(self.layers, run, row)
+
+    def _placed(self, layers):
+        """The same; where only some layers have adapters, it is said which."""
+        lora = self.spec.lora
+        if not (lora and lora.layers):
+            return layers
+
+        def few(part):
+            return {leaf: Halves.of(part[leaf], None, lora.layers) for leaf in LEAVES}
+
+        adapted = {name: {**layers[name], **few(layers[name])} for name in lora.names}
+        return {**layers, **adapted}
 
     def _unroll(self, bodies: int) -> int:
         return bodies if self.unroll == 0 else min(self.unroll, bodies)
@@ -353,15 +376,30 @@ class LayerStack(nn.Module):
         # they do not drown what entered it, and a small model learns to read sooner.
         for name in ("o", "down"):
             layers[name]["kernel"] *= (2 * self.depth) ** -0.5
+        if (lora := self.spec.lora) and lora.layers:
+            few = jnp.asarray(lora.layers)
+            for name in lora.names:
+                of = layers[name]
+                layers[name] = of | {leaf: of[leaf][few] for leaf in LEAVES}
         return layers
 
 
-def rematted(body: Callable, remat: Remat) -> Callable:
-    """`body`, of which the backward pass recomputes what `remat` says."""
-    if remat == "none":
+# What costs nothing to repeat.
+_MOVES = ("convert_element_type", "dynamic_slice", "reshape", "squeeze")
+
+
+def rematted(body: Callable, remat: Remat, *, looped: bool = False) -> Callable:
+    """`body`, of which the backward pass recomputes what `remat` says.
+
+    Args:
+        looped: it is that of a scan, which would keep a copy of all weights that it
+            indexes or casts; these are read again instead.
+    """
+    if remat == "none" and not looped:
         return body
     policies = jax.checkpoint_policies
     policy = {
+        "none": lambda primitive, *_, **__: primitive.name not in _MOVES,
         "full": policies.nothing_saveable,
         "dots": policies.dots_with_no_batch_dims_saveable,
     }[remat]

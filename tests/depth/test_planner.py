@@ -160,9 +160,20 @@ def test_every_layer_runs_once_and_every_row_is_fed_once(first, second):
 def test_learning_layers_get_scans_of_their_own():
     plan = make_plan(geometry(), (Tune("language", (4, 5, 12)),))
     edges = [(step.start, step.stop) for step in plan.language]
-    assert edges == [(0, 4), (4, 5), (5, 6), (6, 12), (12, 13), (13, 32)]
+    assert edges == [(0, 4), (4, 6), (6, 12), (12, 13), (13, 32)]
     learns = [step.learns for step in plan.language]
-    assert learns == [False, True, True, False, True, False]
+    assert learns == [False, True, False, True, False]
+    assert all(step.learns for step in plan.vision)
+
+
+def test_a_stack_of_which_nothing_learns_is_one_frozen_scan():
+    tunes = Tune("language", ()), Tune("vision", (20, 21, 22, 23))
+    plan = make_plan(geometry(), tunes)
+    (scan,) = plan.language
+    assert table(plan).count("frozen") == 1
+    assert (scan.start, scan.stop, scan.learns) == (0, 32, False)
+    vision = [(step.start, step.stop, step.learns) for step in plan.vision]
+    assert vision == [(0, 20, False), (20, 23, True)]  # the last layer does not run
 
 
 def test_connector_reductions_chain():
@@ -236,6 +247,7 @@ PARALLEL = dataclasses.replace(geometry().language, parallel=True)
         ),
         ((Tune("language", (40,)),), {}, r"layers \[40\]"),
         ((Tune("fusion", (1,)),), {}, "'fusion'"),
+        ((Tune("vision", (1,)), Tune("vision", (2,))), {}, "two Tunes .* vision"),
     ],
 )
 def test_refusals_name_the_edit_and_the_remedy(edits, changes, says):

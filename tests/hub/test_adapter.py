@@ -21,7 +21,11 @@ from tests.golden import reference
 from tests.hub.test_llava import PAIRS, expanded, folder, ours, prompts  # noqa: F401
 
 LORA = LoraConfig(rank=3, alpha=5.0, dropout=0.1)
-TARGETS = {"all": ("language",), "attention": ("language/.*/(q|v)",)}
+CASES = {
+    "all": {},
+    "attention": dict(targets=("language/.*/(q|v)",)),
+    "one layer": dict(layers=(1,)),
+}
 
 
 def learned(model, params, lora: LoraConfig):
@@ -39,11 +43,11 @@ def learned(model, params, lora: LoraConfig):
 
 
 @pytest.mark.parametrize("folder", PAIRS[:2], indirect=True, ids="-".join)
-@pytest.mark.parametrize("targets", TARGETS)
-def test_peft_computes_the_same(folder, targets, tmp_path):  # noqa: F811
+@pytest.mark.parametrize("case", CASES)
+def test_peft_computes_the_same(folder, case, tmp_path):  # noqa: F811
     path, _ = folder
     model, params, batch = ours(path)
-    lora = dataclasses.replace(LORA, targets=TARGETS[targets])
+    lora = dataclasses.replace(LORA, **CASES[case])
     adapted, learning, whole = learned(model, params, lora)
     hub.save_adapter(tmp_path / "adapter", adapted.spec, learning, base=str(path))
     base = transformers.LlavaForConditionalGeneration.from_pretrained(path)
