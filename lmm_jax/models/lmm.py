@@ -32,7 +32,7 @@ from lmm_jax.models.native_vit import NativeVisionTransformer
 from lmm_jax.models.specs import LMMSpec
 from lmm_jax.models.vit import VisionTransformer
 from lmm_jax.nn.params import Param
-from lmm_jax.nn.stack import Cache, StackOutput, empty_tail
+from lmm_jax.nn.stack import Cache, StackOutput, Watch, empty_tail
 
 Array = jax.Array
 Batch = Mapping[str, Array]
@@ -71,8 +71,9 @@ class LMM(nn.Module):
         *,
         collect: bool = False,
         chunk: int = 0,
+        watch: Watch | None = None,
     ) -> StackOutput:
-        """Runs all layers: the tokens alive at the end, and caches if asked for."""
+        """Runs all layers: the tokens alive at the end, caches and what is watched."""
         state, ctx = self._enter(batch, rng)
         return self.language.stack.run(
             state,
@@ -82,6 +83,7 @@ class LMM(nn.Module):
             mode=self.plan.mode,
             collect=collect,
             chunk=chunk,
+            watch=watch,
         )
 
     def score(
