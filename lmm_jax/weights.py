@@ -29,7 +29,7 @@ def initial(exp: Experiment, model: nn.Module) -> dict[str, Any]:
     if (teacher := exp.teacher(model)) is not None:
         itself = init.teacher == "start"
         path = (init.run or init.load) if itself else init.teacher
-        found[TEACHER] = _whole(exp, teacher, path)
+        found[TEACHER] = whole(exp, teacher, path)
     if init.run:
         loaded = runs.load_params(exp, model, init.run)
         return _completed(exp, model, {**loaded, **found})
@@ -103,7 +103,7 @@ def has_checkpoint(exp: Experiment) -> bool:
     return (Path(exp.config.workdir) / "checkpoints").is_dir()
 
 
-def _whole(exp: Experiment, model: nn.Module, path: str) -> dict[str, Any]:
+def whole(exp: Experiment, model: nn.Module, path: str) -> dict[str, Any]:
     """All parameters of a model, from a run or from a folder of the hub."""
     if (Path(path) / "checkpoints").is_dir():
         return runs.load_params(exp, model, path)
