@@ -20,15 +20,20 @@ from lmm_jax.data.sources import Record
 from lmm_jax.depth import Plan, make_plan
 from lmm_jax.experiment.base import Experiment
 from lmm_jax.models import lmm
-from lmm_jax.models.specs import LMMSpec, VisionSpec, named
+from lmm_jax.models.specs import LanguageSpec, LMMSpec, VisionSpec, named
 from lmm_jax.nn.params import Param, of_ops
 from lmm_jax.objectives import NextToken
 
 
 @dataclasses.dataclass(frozen=True)
 class Conversing(Experiment):
-    """Of vision tower, connector and language model."""
+    """Of vision tower, connector and language model.
 
+    Attributes:
+        language: sizes of the language model, if not those that the config names.
+    """
+
+    language: LanguageSpec | None = None
     plain = "llava"
 
     @functools.cached_property
@@ -40,8 +45,11 @@ class Conversing(Experiment):
             views["native"] = self.config.image.max_pixels // spec.vision.patch**2
         if m.image_size:
             views["image"] = _checked_size(m.image_size, spec.vision)
-        vision = dataclasses.replace(spec.vision, **views)
-        return dataclasses.replace(spec, vision=vision).replaced(
+        parts = {
+            "vision": dataclasses.replace(spec.vision, **views),
+            "language": self.language or spec.language,
+        }
+        return dataclasses.replace(spec, **parts).replaced(
             dtype=self._dtype, param_dtype=m.param_dtype, remat=m.remat, unroll=m.unroll
         )
 
@@ -65,7 +73,9 @@ class Conversing(Experiment):
     @property
     def sizes_from_folder(self) -> bool:
         init = self.config.init
-        return bool(init.load or init.vision or init.language or self._remembered)
+        if self._remembered:
+            return "model_type" in hub.read_json(self._remembered)
+        return bool(init.load or init.vision or init.language)
 
     @property
     def called(self) -> str:
@@ -94,7 +104,10 @@ class Conversing(Experiment):
         m, init = self.config.model, self.config.init
         if self._remembered:
             found = hub.read_json(self._remembered)
-            return hub.read_spec(found, self._remembered.parent)
+            if self.sizes_from_folder:
+                return hub.read_spec(found, self._remembered.parent)
+            spec = LMMSpec(named("vision", m.vision), named("language", m.language))
+            return hub.pruned.read(spec, found, str(self._remembered))
         if init.load:
             return hub.lmm_spec(init.load)
         if init.vision:
