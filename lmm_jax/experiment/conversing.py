@@ -206,6 +206,12 @@ class Conversing(Experiment):
         plan = self.plan(train=train, suffix=suffix)
         return lmm.LMM(spec, plan, self.axes.constrain)
 
+    def text_model(self, slots: int) -> lmm.LMM:
+        """The model on `slots` of text alone. Without images no edit has anything to act
+        on, so there is none."""
+        geometry = lmm.geometry(self.spec, images=0, crops=0, prefix=0, suffix=slots)
+        return lmm.LMM(self.spec, make_plan(geometry, ()), self.axes.constrain)
+
     @functools.cached_property
     def end_id(self) -> int:
         """The token at which generation stops."""

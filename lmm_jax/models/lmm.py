@@ -159,6 +159,11 @@ class LMM(nn.Module):
 
     def _enter(self, batch: Batch, rng: Array | None) -> tuple[TokenState, Context]:
         """Assembles the sequence: text and visual spans in storage order."""
+        if not self.plan.geometry.images:
+            nothing = jnp.zeros(
+                (len(batch["tokens"]), 0, self.spec.language.block.width)
+            )
+            return self._assemble(batch, nothing, None), Context(rng=rng)
         vision = self.features(batch)
         with jax.named_scope("connector"):
             visual = self._connect(vision)
