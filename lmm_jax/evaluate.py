@@ -51,7 +51,9 @@ def _answered(exp: Conversing) -> list[report.Record]:
         )
     chosen = [tasks.named(name) for name in settings.tasks]
     model = exp.model(train=False)
-    params = weights.prepared(weights.to_run(exp, model))
+    text = all(task.shots is not None for task in chosen)
+    params = weights.prepared(weights.to_run(exp, model, text=text))
+    done = runs.trained(weights.source(exp, text=text))
     records = []
     for task in chosen:
         generates = task.shots is None
@@ -68,7 +70,7 @@ def _answered(exp: Conversing) -> list[report.Record]:
             if len(chosen) == 1 or categories & set(members)
         }
         means = tasks.aggregate(task, rows, groups)
-        common = _common(exp, plan, round(prompt))
+        common = _common(exp, plan, round(prompt), done)
         records += [
             report.Record(
                 **common,
@@ -88,7 +90,8 @@ def _classified(exp: experiment.Encoding) -> list[report.Record]:
     """Of a model with a head."""
     values, count = classify.evaluate(exp)
     plan = exp.plan(train=False)
-    common = _common(exp, plan, plan.geometry.prefix)
+    done = runs.trained(weights.source(exp))
+    common = _common(exp, plan, plan.geometry.prefix, done)
     return [
         report.Record(
             **common, task=exp.task.name, metric=metric, value=value, examples=count
@@ -154,9 +157,11 @@ def _row(exp, task: tasks.Task, question, prompt: str, text: str, answers):
     }
 
 
-def _common(exp: Experiment, plan: Plan, text: int) -> dict[str, Any]:
+def _common(
+    exp: Experiment, plan: Plan, text: int, done: Mapping[str, float]
+) -> dict[str, Any]:
     """What all records of a run say: how it was made, and its cost for so much text."""
-    spent, done = cost(plan, text=text), runs.trained(weights.source(exp))
+    spent = cost(plan, text=text)
     images = plan.geometry.images * plan.geometry.rows
     return {
         "strategy": "+".join(exp.config.strategy) or exp.plain,

@@ -98,6 +98,29 @@ def test_evaluation_reports_subjects_and_what_text_costs(theirs, exp):
     ]
 
 
+def test_a_backbone_needs_no_tower_for_text(theirs, exp, tmp_path):
+    _, model = theirs
+    language = transformers.LlamaForCausalLM(model.config.text_config)
+    language.model.load_state_dict(model.model.language_model.state_dict())
+    language.lm_head.load_state_dict(model.lm_head.state_dict())
+    language.save_pretrained(tmp_path / "llama")
+    config = small_config(tmp_path, "llava")
+    config.init = dict(language=str(tmp_path / "llama"))
+    with pytest.raises(ValueError, match="has no checkpoint"):
+        evaluate.evaluate(experiment.build(config))
+    config.eval.update(
+        tasks=("choices",), choices=exp.config.eval.choices, batch_size=8
+    )
+    evaluate.evaluate(experiment.build(config))
+    lines = (
+        (tmp_path / "run" / "predictions" / "choices.jsonl").read_text().splitlines()
+    )
+    for line, question in zip(lines, ASKED):
+        found = json.loads(line)["metadata"]["likelihoods"]
+        right = expected(model, question, 5)[0]
+        np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-5)
+
+
 def test_letters_must_be_single_tokens(exp):
     class Spelled:
         adds_bos = False

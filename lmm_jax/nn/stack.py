@@ -152,8 +152,8 @@ class LayerStack(nn.Module):
             if collect:
                 keys = tuple(map(_packed, keys)) if self._apart else keys
                 runs.append(Run(keys, place))
-        watched = jax.tree.map(lambda *x: jnp.concatenate(x), *watched)
-        return StackOutput(state, tuple(runs), aux, watched)
+        known = jax.tree.map(lambda *x: jnp.concatenate(x), *watched) if watch else None
+        return StackOutput(state, tuple(runs), aux, known)
 
     def decode(
         self, hidden: Array, cache: Cache, steps: Sequence[Step]
