@@ -73,12 +73,7 @@ def removed(exp: Conversing, params, spared: Sequence[int]) -> tuple[int, ...]:
     """
     language = exp.spec.language
     if _LAYERS.value:
-        gone = pruning.indices(language.numbers, _LAYERS.value)
-        if held := sorted({language.numbers[i] for i in gone} & set(spared)):
-            raise ValueError(
-                f"layers {held} are protected: leave them out, or use --protect=."
-            )
-        return gone
+        return pruning.listed(language.numbers, _LAYERS.value, spared)
     protect = [i for i, number in enumerate(language.numbers) if number in spared]
     criterion, free = _CRITERION.value, pruning.by_number(language.depth, _SEED.value)
     score = free.get(criterion)

@@ -126,6 +126,20 @@ def by_number(depth: int, seed: int) -> dict[str, Score]:
     return {name: score(of) for name, of in values.items()}
 
 
+def listed(
+    numbers: Sequence[int], words: Sequence[str], spared: Collection[int]
+) -> tuple[int, ...]:
+    """`indices` of layers to remove.
+
+    Raises:
+        ValueError: as there, or some of them are spared.
+    """
+    gone = indices(numbers, words)
+    if held := sorted({numbers[i] for i in gone} & set(spared)):
+        raise ValueError(f"layers {held} are protected: leave them out, or --protect=.")
+    return gone
+
+
 def protected(exp: Conversing, words: Sequence[str]) -> tuple[int, ...]:
     """Numbers of layers: those listed, and the region where one says so."""
     numbers = exp.spec.language.numbers

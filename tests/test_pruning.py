@@ -171,6 +171,9 @@ def test_numbers_are_those_of_the_first_model():
     assert pruning.indices(twice.numbers, ["5", "0"]) == (0, 2)
     with pytest.raises(ValueError, match="layers 1: there are 0,3,5"):
         pruning.indices(twice.numbers, ["1"])
+    assert pruning.listed(twice.numbers, ["5"], (3,)) == (2,)
+    with pytest.raises(ValueError, match=r"layers \[3\] are protected"):
+        pruning.listed(twice.numbers, ["5", "3"], (3,))
     spec = dataclasses.replace(SPEC, language=twice)
     config = hub.model_config(spec, "llava")
     assert config["text_config"]["num_hidden_layers"] == 3
@@ -288,13 +291,6 @@ def test_an_exported_model_computes_the_same(folder, tmp_path):
     less = keep_layers(params, [0, 2])
     to = hub.save(tmp_path / "hf", spec, less, kind="llava", config=ids)
     compare(to, transformers.LlavaForConditionalGeneration.from_pretrained(to).eval())
-
-
-def test_a_protected_layer_cannot_be_named(run, tmp_path):
-    flags = ("--layers=1,2", f"--to={tmp_path}/less")
-    done = command("lmm_jax.prune", f"--config.workdir={run.workdir}", *flags)
-    assert done.returncode == 1 and "layers [1] are protected" in done.stderr
-    assert not (tmp_path / "less").exists()
 
 
 def test_layers_writes_scores_and_a_plot(run, less):
