@@ -6,7 +6,7 @@ not pay for the longest; a batch size compiles at most twice per bucket.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import functools
 import sys
@@ -145,13 +145,21 @@ class Answerer:
 
     def _fitted(self, batch: Mapping[str, np.ndarray]):
         """The generator of the smallest bucket, and a batch cut to it, on the devices."""
-        prefix = self.samples.slots.prefix
-        used = int(np.flatnonzero(batch["valid"].any(axis=0)).max()) + 1 - prefix
-        if jax.process_count() > 1:
-            used = int(multihost_utils.process_allgather(np.int32(used)).max())
-        size = next(size for size in self._generators if size >= used)
-        cut = {name: batch[name][:, : prefix + size] for name in TEXT if name in batch}
-        return self._generators[size], self.exp.place({**batch, **cut})
+        size, batch = fitted(batch, self.samples.slots.prefix, self._generators)
+        return self._generators[size], self.exp.place(batch)
 
     def _key(self, number: int) -> jax.Array:
         return jax.random.fold_in(jax.random.key(self.seed), number)
+
+
+def fitted(
+    batch: Mapping[str, np.ndarray], prefix: int, sizes: Iterable[int]
+) -> tuple[int, dict[str, np.ndarray]]:
+    """The smallest of these bucket sizes, ascending, that holds the text after `prefix`
+    slots, on all processes, and the batch cut to it."""
+    used = int(np.flatnonzero(batch["valid"].any(axis=0)).max()) + 1 - prefix
+    if jax.process_count() > 1:
+        used = int(multihost_utils.process_allgather(np.int32(used)).max())
+    size = next(size for size in sizes if size >= used)
+    cut = {name: batch[name][:, : prefix + size] for name in TEXT if name in batch}
+    return size, {**batch, **cut}

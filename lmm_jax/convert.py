@@ -21,7 +21,6 @@ import sys
 from absl import app, flags
 from flax import traverse_util
 import jax
-from jax.experimental import multihost_utils
 import jax.numpy as jnp
 
 from lmm_jax import cli, experiment, hub, runs
@@ -53,7 +52,7 @@ def from_hub(
     Raises:
         FileNotFoundError, ValueError: the folder does not fit, or the target exists.
     """
-    _must_be_new(target)
+    runs.must_be_new(target)
     folder, spec = hub.Folder(source), hub.lmm_spec(source)
     params = hub.load(folder, spec, placed(spec), cast=False, allow_unused=allow_unused)
     checkpoints = Checkpoints(target)
@@ -79,7 +78,7 @@ def to_hub(source: str | Path, target: str | Path, kind: str = "") -> None:
         ValueError: nothing to convert, parameters that the layout has no place for, or
             the target exists.
     """
-    _must_be_new(target)
+    runs.must_be_new(target)
     source, sizes = Path(source), Path(source) / SIZES
     found = hub.read_json(sizes) if sizes.is_file() else {}
     words, tokens = _tokenizer(source / "tokenizer"), _tokens(found)
@@ -124,7 +123,7 @@ def to_adapter(source: str | Path, target: str | Path, base: str) -> None:
         ValueError: it is no LoRA run, or learned more than adapters and projector; or
             the target exists.
     """
-    _must_be_new(target)
+    runs.must_be_new(target)
     exp = _run(source)
     model = exp.model(train=True)
     learned = runs.load_learned(exp, model, str(source))
@@ -195,14 +194,6 @@ def _copy_processor(source: str | Path, target: str | Path) -> None:
 def _tokenizer(folder: Path) -> Tokenizer | None:
     files = (folder / name for name in ("tokenizer.json", "tokenizer.model"))
     return Tokenizer.load(folder) if any(map(Path.is_file, files)) else None
-
-
-def _must_be_new(target: str | Path) -> None:
-    path = Path(target)
-    if path.exists() and any(path.iterdir()):
-        raise ValueError(f"{target} is not empty; choose another --to.")
-    if jax.process_count() > 1:  # all have looked before one writes
-        multihost_utils.sync_global_devices("target")
 
 
 def main(_: list[str]) -> None:

@@ -18,11 +18,12 @@ import numpy as np
 
 from lmm_jax import classify, cli, experiment, runs, weights
 from lmm_jax.answer import Answerer
+from lmm_jax.choose import Chooser
 from lmm_jax.data import pipeline
 from lmm_jax.depth import Plan
 from lmm_jax.depth.cost import cost
-from lmm_jax.eval import report, tasks
-from lmm_jax.experiment import Experiment
+from lmm_jax.eval import choices, report, tasks
+from lmm_jax.experiment import Conversing, Experiment
 
 
 def evaluate(exp: Experiment) -> list[report.Record]:
@@ -40,7 +41,7 @@ def evaluate(exp: Experiment) -> list[report.Record]:
     return records
 
 
-def _answered(exp: experiment.Conversing) -> list[report.Record]:
+def _answered(exp: Conversing) -> list[report.Record]:
     """Of a model that gives answers."""
     settings = exp.config.eval
     if not settings.tasks:
@@ -50,12 +51,26 @@ def _answered(exp: experiment.Conversing) -> list[report.Record]:
         )
     chosen = [tasks.named(name) for name in settings.tasks]
     model = exp.model(train=False)
-    params = weights.prepared(weights.to_run(exp, model))
+    text = all(task.shots is not None for task in chosen)
+    params = weights.prepared(weights.to_run(exp, model, text=text))
+    done = runs.trained(weights.source(exp, text=text))
     records = []
     for task in chosen:
-        rows, prompt = answer(exp, params, task)
-        means = tasks.aggregate(task, rows, settings.groups)
-        common = _common(exp, model.plan, round(prompt))
+        generates = task.shots is None
+        plan = model.plan if generates else exp.text_model(task.slots).plan
+        rows, prompt = (answer if generates else choose)(exp, params, task)
+        if jax.process_index() == 0:
+            path = Path(exp.config.workdir) / "predictions" / f"{task.name}.jsonl"
+            tasks.write_predictions(path, rows)
+        categories = {row["category"] for row in rows}
+        # Of several tasks, a group belongs to those that have one of its categories.
+        groups = {
+            name: members
+            for name, members in settings.groups.items()
+            if len(chosen) == 1 or categories & set(members)
+        }
+        means = tasks.aggregate(task, rows, groups)
+        common = _common(exp, plan, round(prompt), done)
         records += [
             report.Record(
                 **common,
@@ -75,7 +90,8 @@ def _classified(exp: experiment.Encoding) -> list[report.Record]:
     """Of a model with a head."""
     values, count = classify.evaluate(exp)
     plan = exp.plan(train=False)
-    common = _common(exp, plan, plan.geometry.prefix)
+    done = runs.trained(weights.source(exp))
+    common = _common(exp, plan, plan.geometry.prefix, done)
     return [
         report.Record(
             **common, task=exp.task.name, metric=metric, value=value, examples=count
@@ -102,27 +118,50 @@ def answer(
     slots = settings.max_new_tokens or task.max_new_tokens
     found = Answerer(exp, params, slots).ask(asked, settings.batch_size, task.name)
     rows = [
-        {
-            "question_id": question.id,
-            "prompt": question.text,
-            "text": text,
-            "answers": list(question.answers),
-            "score": tasks.score(task, text, question.answers),
-            "category": question.category,
-            "model_id": exp.config.name,
-            "metadata": {"protocol": task.protocol, "version": task.version},
-        }
+        _row(exp, task, question, question.text, text, question.answers)
         for question, (text, _) in zip(asked, found)
     ]
-    if jax.process_index() == 0:
-        path = Path(exp.config.workdir) / "predictions" / f"{task.name}.jsonl"
-        tasks.write_predictions(path, rows)
     return rows, float(np.mean([length for _, length in found]))
 
 
-def _common(exp: Experiment, plan: Plan, text: int) -> dict[str, Any]:
+def choose(
+    exp: Conversing, params: Mapping[str, Any], task: tasks.Task
+) -> tuple[list[dict[str, Any]], float]:
+    """Has the letter of every question chosen; returns what `answer` does."""
+    settings = exp.config.eval
+    questions = choices.read(settings.choices or task.questions)
+    questions = questions[: settings.limit or None]
+    found = Chooser(exp, params, task.slots, task.shots).ask(
+        questions, settings.batch_size
+    )
+    rows = []
+    for question, (likelihoods, _) in zip(questions, found):
+        letter, prompt = question.letters[likelihoods.argmax()], question.prompt(0)
+        row = _row(exp, task, question, prompt, letter, (question.answer,))
+        row["metadata"]["likelihoods"] = likelihoods.tolist()
+        rows.append(row)
+    return rows, float(np.mean([length for _, length in found]))
+
+
+def _row(exp, task: tasks.Task, question, prompt: str, text: str, answers):
+    """One line of predictions."""
+    return {
+        "question_id": question.id,
+        "prompt": prompt,
+        "text": text,
+        "answers": list(answers),
+        "score": tasks.score(task, text, answers),
+        "category": question.category,
+        "model_id": exp.config.name,
+        "metadata": {"protocol": task.protocol, "version": task.version},
+    }
+
+
+def _common(
+    exp: Experiment, plan: Plan, text: int, done: Mapping[str, float]
+) -> dict[str, Any]:
     """What all records of a run say: how it was made, and its cost for so much text."""
-    spent, done = cost(plan, text=text), runs.trained(weights.source(exp))
+    spent = cost(plan, text=text)
     images = plan.geometry.images * plan.geometry.rows
     return {
         "strategy": "+".join(exp.config.strategy) or exp.plain,

@@ -118,6 +118,7 @@ def llava(
         tasks=(),
         questions="",
         images="",
+        choices="",
         batch_size=32,
         suffix=192,
         buckets=(),

@@ -2,7 +2,7 @@
 
 workdir/config.json, plan.txt, versions.json, tokenizer/    written at every start
 workdir/sizes.json, preprocessor_config.json
-    of a model that came from folders of the hub, which may be gone
+    of a model that came from folders of the hub, which may be gone, or was pruned
 workdir/checkpoints/, frozen/, training.json                what was learned
 """
 
@@ -17,6 +17,7 @@ from typing import Any
 
 from flax import linen as nn
 import jax
+from jax.experimental import multihost_utils
 import ml_collections
 
 from lmm_jax import config as configs
@@ -60,6 +61,15 @@ def claim(config: ml_collections.ConfigDict, workdir: Path) -> None:
     _refuse_other_run(workdir, config)
 
 
+def must_be_new(target: str | Path) -> None:
+    """Raises ValueError where something is already there."""
+    path = Path(target)
+    if path.exists() and any(path.iterdir()):
+        raise ValueError(f"{target} is not empty; choose another --to.")
+    if jax.process_count() > 1:  # all have looked before one writes
+        multihost_utils.sync_global_devices("target")
+
+
 def describe(
     experiment: Experiment, config: ml_collections.ConfigDict, workdir: Path
 ) -> None:
@@ -72,11 +82,13 @@ def describe(
         (workdir / "config.json").write_text(configs.to_json(config))
         (workdir / "plan.txt").write_text(table(experiment.plan(train=False)) + "\n")
         experiment.tokenizer.save(workdir / "tokenizer")
+        sizes = hub.pruned.fields(experiment.spec)  # of names, which say the others
         if experiment.sizes_from_folder:
             sizes = hub.model_config(experiment.spec, experiment.spec.kind)
             tower = experiment.spec.vision
             pixels = hub.processor_config(experiment.images, tower)
             (workdir / hub.PROCESSOR).write_text(json.dumps(pixels, indent=2) + "\n")
+        if sizes:
             (workdir / SIZES).write_text(json.dumps(sizes, indent=2) + "\n")
         (workdir / "versions.json").write_text(json.dumps(versions(), indent=2) + "\n")
     except OSError as error:

@@ -161,6 +161,7 @@ class EvalConfig:
     Attributes:
         tasks: names of `lmm_jax.eval.tasks`; empty evaluates nothing.
         questions, images: JSONL file and image root, if not the task's own.
+        choices: folder or file of multiple choice, if not the task's own.
         batch_size: prompts at once.
         suffix: text slots after the images for prompts; 0 takes those of training.
         buckets: smaller numbers of slots for batches of short prompts, each with its own
@@ -176,6 +177,7 @@ class EvalConfig:
     tasks: tuple[str, ...] = ()
     questions: str = ""
     images: str = ""
+    choices: str = ""
     batch_size: int = 32
     suffix: int = 0
     buckets: tuple[int, ...] = ()

@@ -29,7 +29,7 @@ def initial(exp: Experiment, model: nn.Module) -> dict[str, Any]:
     if (teacher := exp.teacher(model)) is not None:
         itself = init.teacher == "start"
         path = (init.run or init.load) if itself else init.teacher
-        found[TEACHER] = _whole(exp, teacher, path)
+        found[TEACHER] = whole(exp, teacher, path)
     if init.run:
         loaded = runs.load_params(exp, model, init.run)
         return _completed(exp, model, {**loaded, **found})
@@ -47,8 +47,11 @@ def initial(exp: Experiment, model: nn.Module) -> dict[str, Any]:
     return _completed(exp, model, found)
 
 
-def source(exp: Experiment) -> str:
+def source(exp: Experiment, *, text: bool = False) -> str:
     """Whose parameters are evaluated: the work directory's, else those `init` names.
+
+    Args:
+        text: whether a language model alone will do.
 
     Raises:
         ValueError: there are none.
@@ -56,22 +59,25 @@ def source(exp: Experiment) -> str:
     init, workdir = exp.config.init, exp.config.workdir
     if has_checkpoint(exp):
         return workdir
-    if init.run or init.load:
-        return init.run or init.load
+    if found := init.run or init.load or (text and init.language):
+        return found
     raise ValueError(
         f"{workdir} has no checkpoint: train first, or give --config.init.run=DIR of a "
         "run or --config.init.load=DIR of a LLaVA folder."
     )
 
 
-def to_run(exp: Experiment, model: nn.Module, *, fresh: bool = False) -> dict[str, Any]:
+def to_run(
+    exp: Experiment, model: nn.Module, *, fresh: bool = False, text: bool = False
+) -> dict[str, Any]:
     """The parameters of `source`, rounded if `eval.weights` says so; raises as it does.
 
     Args:
         fresh: random ones where there are none, for timings.
+        text: see `source`.
     """
     if not fresh:
-        source(exp)
+        source(exp, text=text)
     if has_checkpoint(exp):
         params = runs.load_params(exp, model, exp.config.workdir)
     else:
@@ -103,7 +109,7 @@ def has_checkpoint(exp: Experiment) -> bool:
     return (Path(exp.config.workdir) / "checkpoints").is_dir()
 
 
-def _whole(exp: Experiment, model: nn.Module, path: str) -> dict[str, Any]:
+def whole(exp: Experiment, model: nn.Module, path: str) -> dict[str, Any]:
     """All parameters of a model, from a run or from a folder of the hub."""
     if (Path(path) / "checkpoints").is_dir():
         return runs.load_params(exp, model, path)

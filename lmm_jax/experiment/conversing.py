@@ -24,15 +24,20 @@ from lmm_jax.depth.cost import Learns
 from lmm_jax.experiment.base import Experiment
 from lmm_jax.lora import LEARNS
 from lmm_jax.models import lmm
-from lmm_jax.models.specs import LMMSpec, VisionSpec, named
+from lmm_jax.models.specs import LanguageSpec, LMMSpec, VisionSpec, named
 from lmm_jax.nn.params import Param, of_ops
 from lmm_jax.objectives import NextToken
 
 
 @dataclasses.dataclass(frozen=True)
 class Conversing(Experiment):
-    """Of vision tower, connector and language model."""
+    """Of vision tower, connector and language model.
 
+    Attributes:
+        language: sizes of the language model, if not those that the config names.
+    """
+
+    language: LanguageSpec | None = None
     plain = "llava"
 
     @functools.cached_property
@@ -44,8 +49,11 @@ class Conversing(Experiment):
             views["native"] = self.config.image.max_pixels // spec.vision.patch**2
         if m.image_size:
             views["image"] = _checked_size(m.image_size, spec.vision)
-        vision = dataclasses.replace(spec.vision, **views)
-        return dataclasses.replace(spec, vision=vision).replaced(
+        parts = {
+            "vision": dataclasses.replace(spec.vision, **views),
+            "language": self.language or spec.language,
+        }
+        return dataclasses.replace(spec, **parts).replaced(
             dtype=self._dtype, param_dtype=m.param_dtype, remat=m.remat, unroll=m.unroll
         )
 
@@ -69,7 +77,9 @@ class Conversing(Experiment):
     @property
     def sizes_from_folder(self) -> bool:
         init = self.config.init
-        return bool(init.load or init.vision or init.language or self._remembered)
+        if self._remembered:
+            return "model_type" in hub.read_json(self._remembered)
+        return bool(init.load or init.vision or init.language)
 
     @property
     def called(self) -> str:
@@ -98,7 +108,10 @@ class Conversing(Experiment):
         m, init = self.config.model, self.config.init
         if self._remembered:
             found = hub.read_json(self._remembered)
-            return hub.read_spec(found, self._remembered.parent)
+            if self.sizes_from_folder:
+                return hub.read_spec(found, self._remembered.parent)
+            spec = LMMSpec(named("vision", m.vision), named("language", m.language))
+            return hub.pruned.read(spec, found, str(self._remembered))
         if init.load:
             return hub.lmm_spec(init.load)
         if init.vision:
@@ -213,6 +226,12 @@ class Conversing(Experiment):
         spec = self.config.lora.applied(self.spec) if train else self.spec
         plan = self.plan(train=train, suffix=suffix)
         return lmm.LMM(spec, plan, self.axes.constrain)
+
+    def text_model(self, slots: int) -> lmm.LMM:
+        """The model on `slots` of text alone. Without images no edit has anything to act
+        on, so there is none."""
+        geometry = lmm.geometry(self.spec, images=0, crops=0, prefix=0, suffix=slots)
+        return lmm.LMM(self.spec, make_plan(geometry, ()), self.axes.constrain)
 
     @functools.cached_property
     def end_id(self) -> int:

@@ -4,6 +4,7 @@
 `folder` reads and writes the files; `load` and `save` put the two together.
 """
 
+from lmm_jax.hub import pruned
 from lmm_jax.hub.adapter import save_adapter
 from lmm_jax.hub.folder import Folder, read_json
 from lmm_jax.hub.models import (
@@ -30,6 +31,7 @@ __all__ = [
     "load",
     "model_config",
     "processor_config",
+    "pruned",
     "read_json",
     "read_spec",
     "save",

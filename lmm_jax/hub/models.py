@@ -19,6 +19,7 @@ from lmm_jax.checkpoint.params import (
     published,
 )
 from lmm_jax.hub import folder as folders
+from lmm_jax.hub import pruned
 from lmm_jax.hub.families import FAMILIES
 from lmm_jax.hub.fields import Fields
 from lmm_jax.hub.folder import Folder
@@ -57,8 +58,15 @@ def read_spec(config: Mapping[str, Any], where: str | Path) -> Spec:
         )
     fields = Fields({**config, "model_type": kind}, f"{where}: config.json")
     spec = FAMILIES[kind].read(fields)
+    fields.take(pruned.FIELD, None)
     fields.done()
-    return spec
+    found = pruned.read(spec, config, f"{where}: config.json")
+    if found is not spec and found.language.depth != spec.language.depth:
+        raise ValueError(
+            f"{where}: config.json keeps {found.language.depth} layers, but "
+            f"num_hidden_layers is {spec.language.depth}: correct the one that is wrong."
+        )
+    return found
 
 
 def lmm_spec(path: str | Path) -> LMMSpec:
@@ -197,7 +205,7 @@ def model_config(spec: Spec, kind: str) -> dict[str, Any]:
     Raises:
         ValueError: nobody writes this kind, or it has no place for this model.
     """
-    return _writer(kind).config(spec)
+    return {**_writer(kind).config(spec), **pruned.fields(spec)}
 
 
 def save(
@@ -227,7 +235,7 @@ def save(
         published(params, rows), "writing", "tensor", len(names(rows, params))
     )
     tensors = joined(tensors, fused_of(family, spec))
-    fields = {**family.config(spec), **(config or {})}
+    fields = {**model_config(spec, kind), **(config or {})}
     if jax.process_index():  # it takes part in gathering; process 0 writes
         collections.deque(tensors, maxlen=0)
         return Path(path)

@@ -32,7 +32,7 @@ from lmm_jax.models.native_vit import NativeVisionTransformer
 from lmm_jax.models.specs import LMMSpec
 from lmm_jax.models.vit import VisionTransformer
 from lmm_jax.nn.params import Param
-from lmm_jax.nn.stack import Cache, StackOutput, empty_tail
+from lmm_jax.nn.stack import Cache, StackOutput, Watch, empty_tail
 
 Array = jax.Array
 Batch = Mapping[str, Array]
@@ -71,8 +71,9 @@ class LMM(nn.Module):
         *,
         collect: bool = False,
         chunk: int = 0,
+        watch: Watch | None = None,
     ) -> StackOutput:
-        """Runs all layers: the tokens alive at the end, and caches if asked for."""
+        """Runs all layers: the tokens alive at the end, caches and what is watched."""
         state, ctx = self._enter(batch, rng)
         return self.language.stack.run(
             state,
@@ -82,6 +83,7 @@ class LMM(nn.Module):
             mode=self.plan.mode,
             collect=collect,
             chunk=chunk,
+            watch=watch,
         )
 
     def score(
@@ -157,6 +159,11 @@ class LMM(nn.Module):
 
     def _enter(self, batch: Batch, rng: Array | None) -> tuple[TokenState, Context]:
         """Assembles the sequence: text and visual spans in storage order."""
+        if not self.plan.geometry.images:
+            nothing = jnp.zeros(
+                (len(batch["tokens"]), 0, self.spec.language.block.width)
+            )
+            return self._assemble(batch, nothing, None), Context(rng=rng)
         vision = self.features(batch)
         with jax.named_scope("connector"):
             visual = self._connect(vision)

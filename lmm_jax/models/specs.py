@@ -3,7 +3,7 @@ ones for tests, timings and the quickstart."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 from typing import Literal
 
@@ -114,6 +114,9 @@ class LanguageSpec:
         tied: the head is the embedding.
         head_bias: the head has a bias (Phi-2).
         kind: model type on the hub whose keys its checkpoints have.
+        kept: of a pruned model, the numbers that its layers had before; () where none
+            was removed.
+        region: of a pruned model, numbers of layers that further pruning is to spare.
     """
 
     vocab: int
@@ -122,6 +125,27 @@ class LanguageSpec:
     tied: bool = False
     head_bias: bool = False
     kind: str = "llama"
+    kept: tuple[int, ...] = ()
+    region: tuple[int, ...] = ()
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """What the layers are called: their indices, those before pruning if there was."""
+        return self.kept or tuple(range(self.depth))
+
+    def left(self, layers: Sequence[int], region: Sequence[int] = ()) -> LanguageSpec:
+        """The same model with some of its layers.
+
+        Args:
+            layers: their indices, ascending; all of them are the model itself.
+            region: see there.
+        """
+        if len(layers) == self.depth:
+            return self
+        kept = tuple(self.numbers[layer] for layer in layers)
+        return dataclasses.replace(
+            self, depth=len(kept), kept=kept, region=tuple(region)
+        )
 
     @property
     def axes(self) -> int:

@@ -30,6 +30,9 @@ from lmm_jax.nn.rope import Rotation, rotation
 
 Array = jax.Array
 Remat = Literal["none", "full", "dots"]
+# (tokens that enter a layer, [B, T, D] that leaves it, its keys, its queries [B, T, N, H])
+# to a small tree of arrays.
+Watch = Callable[[TokenState, Array, Keys, Array], Any]
 
 
 @struct.dataclass
@@ -46,11 +49,12 @@ class Run:
 @struct.dataclass
 class StackOutput:
     """The tokens after the last step, the caches of its runs (empty unless asked for),
-    and what the cuts report, by "<edit>/<name>"."""
+    what the cuts report, by "<edit>/<name>", and what was watched, [L, ...]."""
 
     state: TokenState
     runs: tuple[Run, ...]
     aux: dict[str, Array]
+    watched: Any = None
 
 
 @struct.dataclass
@@ -109,6 +113,7 @@ class LayerStack(nn.Module):
         mode: Mode = "drop",
         collect: bool = False,
         chunk: int = 0,
+        watch: Watch | None = None,
     ) -> StackOutput:
         """Runs a whole sequence: training and prefill.
 
@@ -121,9 +126,13 @@ class LayerStack(nn.Module):
             collect: whether to return the caches for decoding.
             chunk: tokens that a layer reads at a time, once it has the keys of all; 0
                 is all T. Not for learning: dropout would repeat from chunk to chunk.
+            watch: what is to be known of every layer, as small as it can be there.
+
+        Raises:
+            ValueError: a watched layer is cut half-way.
         """
         ops = ops or {}
-        seen, runs, aux = Observation(), [], {}
+        seen, runs, aux, watched = Observation(), [], {}, []
         for step in steps:
             if isinstance(step, Cut):
                 state, ctx, said = cut(step.edits, state, seen, ctx, ops, mode)
@@ -134,17 +143,21 @@ class LayerStack(nn.Module):
                 continue
             place = state.place
             if isinstance(step, Scan):
-                hidden, keys = self._scan(state, step, ctx, collect, chunk)
+                hidden, keys, known = self._scan(
+                    state, step, ctx, collect, chunk, watch
+                )
                 state = state.replace(hidden=hidden)
             else:
-                state, ctx, seen, keys, said = self._layer(
-                    state, step, ctx, ops, mode, chunk
+                state, ctx, seen, keys, said, known = self._layer(
+                    state, step, ctx, ops, mode, chunk, watch
                 )
                 aux |= said
+            watched.append(known)
             if collect:
                 keys = tuple(map(_packed, keys)) if self._apart else keys
                 runs.append(Run(keys, place))
-        return StackOutput(state, tuple(runs), aux)
+        known = jax.tree.map(lambda *x: jnp.concatenate(x), *watched) if watch else None
+        return StackOutput(state, tuple(runs), aux, known)
 
     def decode(
         self, hidden: Array, cache: Cache, steps: Sequence[Step]
@@ -222,8 +235,8 @@ class LayerStack(nn.Module):
             body, hidden, (jnp.asarray(numbers), prompts), unroll=unroll
         )
 
-    def _scan(self, state, step: Scan, ctx: Context, collect: bool, chunk: int):
-        block = self._block(state.place, chunk)
+    def _scan(self, state, step: Scan, ctx: Context, collect: bool, chunk: int, watch):
+        block = self._watched(state, chunk, watch)
 
         # One stack for each layer of the period and not a reshaped one, of which XLA on
         # CPU makes a copy, also where the period is 1.
@@ -234,12 +247,13 @@ class LayerStack(nn.Module):
             layers, fed = xs
             for rows in fed:
                 hidden = _add(hidden, rows, state.layout.slice("visual"))
-            kept = []
+            kept, known = [], []
             for run, (row, rngs) in zip(runs, layers):
                 layer = self._row(run, row)
-                hidden, keys = block(layer, self.constrain(hidden), rngs)
+                hidden, keys, seen = block(layer, self.constrain(hidden), rngs)
                 kept.append(keys)
-            return hidden, tuple(kept) if collect else ()
+                known.append(seen)
+            return hidden, (tuple(kept) if collect else (), tuple(known))
 
         layers = tuple(self._rows(run, step, ctx) for run in runs)
         fed = tuple(ctx.aligned[f.source][f.start : f.stop] for f in step.feeds)
@@ -247,39 +261,49 @@ class LayerStack(nn.Module):
         bodies = (step.stop - step.start) // step.period
         if not self._apart:
             unroll = self._unroll(bodies)
-            hidden, keys = jax.lax.scan(
+            hidden, (keys, known) = jax.lax.scan(
                 body, state.hidden, (layers, fed), unroll=unroll
             )
-            return hidden, _interleaved(keys)
-        hidden, kept = state.hidden, []
+            return hidden, _interleaved(keys), _interleaved(known)
+        hidden, kept, known = state.hidden, [], []
         for i in range(bodies):
             rows = tuple(buffer[i] for buffer in fed)
-            hidden, keys = body(hidden, (tuple(stack[i] for stack in layers), rows))
-            kept += keys
-        return hidden, tuple(kept)
+            layer = tuple(stack[i] for stack in layers)
+            hidden, (keys, seen) = body(hidden, (layer, rows))
+            kept, known = [*kept, *keys], [*known, *seen]
+        return hidden, tuple(kept), jax.tree.map(lambda *x: jnp.stack(x), *known)
 
-    def _layer(self, state, step: Layer, ctx, ops, mode, chunk):
+    def _layer(self, state, step: Layer, ctx, ops, mode, chunk, watch):
         """One layer alone: its attention is shown, and it may be cut half-way."""
+        if watch and step.between:
+            names = ", ".join(edit.name for edit in step.between)
+            raise ValueError(
+                f"{names} cuts inside layer {step.index}, so what leaves it are not the "
+                "tokens that enter it, and no score compares them: score the model "
+                "without that strategy."
+            )
         attend = self._block(state.place, chunk, "attend")
         run = range(step.start, step.stop)
         rows = self._rows(run, step, ctx)
         row, rngs = rows[0] if self._apart else jax.tree.map(lambda p: p[0], rows)
         layer = self._row(run, row)
-        hidden = self.constrain(_fed(state, ctx, step.feeds).hidden)
+        entered = self.constrain(_fed(state, ctx, step.feeds).hidden)
 
         def feed(layer, hidden):
             feed = functools.partial(self._methods(layer, rngs), method="feed")
             return in_chunks(feed, hidden, chunk)
 
-        hidden, keys, q = rematted(attend, self.remat)(layer, hidden, rngs)
+        hidden, keys, q = rematted(attend, self.remat)(layer, entered, rngs)
         own = self._sight(state.place, state.place)
         angles = self._rotation(state.place)
         seen = observe(q, keys, own, state, step.observe, angles)
-        state = state.replace(hidden=hidden)
+        entered, state = state.replace(hidden=entered), state.replace(hidden=hidden)
         state, ctx, aux = cut(step.between, state, seen, ctx, ops, mode)
         state = state.replace(hidden=rematted(feed, self.remat)(layer, state.hidden))
+        known = watch(entered, state.hidden, keys, q) if watch else None
+        known = jax.tree.map(lambda x: x[None], known)
         kept = (keys,) if self._apart else jax.tree.map(lambda k: k[None], keys)
-        return state, ctx, seen, kept, aux
+        return state, ctx, seen, kept, aux, known
 
     def _block(self, place: Place, chunk: int, method: str = "__call__"):
         """A method of a block over all tokens at `place`: a function of (parameters, x,
@@ -306,6 +330,20 @@ class LayerStack(nn.Module):
 
             x, *q = in_chunks(read, (x, angles, place), chunk)
             return x, keys, *q
+
+        return run
+
+    def _watched(self, state: TokenState, chunk: int, watch: Watch | None):
+        """A whole block as a function like `_block`'s, and what `watch` says of it."""
+        block = self._block(state.place, chunk, "attend" if watch else "__call__")
+
+        def run(layer, x, rngs):
+            if watch is None:
+                return *block(layer, x, rngs), None
+            y, keys, q = block(layer, x, rngs)
+            feed = functools.partial(self._methods(layer, rngs), method="feed")
+            y = in_chunks(feed, y, chunk)
+            return y, keys, watch(state.replace(hidden=x), y, keys, q)
 
         return run
 
@@ -437,8 +475,8 @@ def _unpacked(keys: Keys) -> Keys:
     return Keys(keys.k.transpose(0, 2, 1, 3), keys.v.transpose(0, 3, 1, 2))
 
 
-def _interleaved(parts: tuple[Keys, ...]) -> Keys | None:
-    """Keys of every layer of a period, each [n, ...], in the order of layers."""
+def _interleaved(parts: tuple[Any, ...]) -> Any:
+    """What there is of every layer of a period, each [n, ...], in the order of layers."""
     if len(parts) < 2:
         return parts[0] if parts else None
 

@@ -109,7 +109,11 @@ def ours(path):
 
 
 def test_image_features_and_logits(folder):
-    path, theirs = folder
+    compare(*folder)
+
+
+def compare(path, theirs):
+    """Logits of a folder, ours and those of `transformers`."""
     model, params, batch = ours(path)
     ids, mask, pixels = prompts()
     tokens, seen = expanded(ids, mask)
