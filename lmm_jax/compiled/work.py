@@ -43,6 +43,8 @@ _MARKS = ("AllocateBuffer", "ConcatBitcast", "AsyncCollective", "AssumeGather")
 _ORDERED = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
 _IOTA = rf"\[([\d,]+)\]<={_ORDERED}"
 _MESH = rf"([^\]]*)\](?:, device_ids=\({_ORDERED}\))?"
+# Products that splash attention makes of a query and a key, which it does not tell.
+_PRODUCTS = {"splash_mqa_fwd": 2, "splash_mqa_dq": 3, "splash_mqa_dkv": 4}
 _SLICES = ("dynamic-slice", "slice", "gather")
 
 
@@ -343,16 +345,20 @@ def _places(
 
 
 def _kernel(one: Instruction, within: Computation) -> tuple[float, float]:
-    """FLOPs and bytes of a custom call, as it gives them, else its operands and results."""
+    """FLOPs of a custom call, as it or `_PRODUCTS` tells them, and bytes, its operands and
+    results."""
     if any(mark in one.attributes for mark in _MARKS):
         return 0.0, 0.0
-    told = (
-        re.search(rf'\\?"{name}\\?":\s*\\?"?(\d+)', one.attributes)
-        for name in ("flops", "bytes_accessed")
-    )
-    flops, traffic = (float(found[1]) if found else None for found in told)
-    whole = _main(_operands(one, within)) + _main(one.arrays)
-    return flops or 0.0, whole if traffic is None else traffic
+    inputs = _operands(one, within)
+    traffic = _main(inputs) + _main(one.arrays)
+    told = re.search(r'\\?"flops\\?":\s*\\?"?(\d+)', one.attributes)
+    products = next((n for name, n in _PRODUCTS.items() if name in one.name), 0)
+    if told or not products:
+        return float(told[1]) if told else 0.0, traffic
+    blocks = next(x.shape[-1] for x in inputs if x.dtype == "s8")  # which are masked
+    *queries, width = next(x.shape for x in inputs if len(x.shape) == 4)
+    pairs = math.prod(queries) * queries[-1] * (blocks + 1) / (2 * blocks)
+    return 2.0 * products * pairs * width, traffic
 
 
 # --- Traffic ------------------------------------------------------------------------

@@ -167,6 +167,22 @@ def test_what_only_tpus_write():
     assert fusions == [64, 64 + 128]  # the shard; the shard and the product
 
 
+SPLASH = """HloModule test
+
+ENTRY %main (m: s8[1,4,4], q: bf16[8,2,2048,64]) -> bf16[8,2,2048,64] {
+  %m = s8[1,4,4]{2,1,0} parameter(0)
+  %q = bf16[8,2,2048,64]{3,2,1,0} parameter(1)
+  ROOT %splash_mqa_fwd_segmented.1 = bf16[8,2,2048,64]{3,2,1,0} custom-call(%m, %q)
+}
+"""
+
+
+def test_splash_attention_counts_the_blocks_that_it_visits():
+    found = work(hlo.read(SPLASH))
+    assert found.flops == 2 * 2 * (8 * 2) * 2048**2 * 64 * 10 / 16
+    assert found.bytes == 16 + 2 * (2 * 8 * 2 * 2048 * 64)
+
+
 def test_a_text_without_a_program_is_refused():
     with pytest.raises(ValueError, match=r"Compiled\.as_text"):
         hlo.read("HloModule empty")

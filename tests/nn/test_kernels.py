@@ -73,6 +73,22 @@ def test_same_numbers_and_gradients_as_xla(kernel):
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
 
+def test_a_model_with_a_kernel_is_the_same_model(tiny):
+    """Two images, padding, an observed layer and a cut."""
+    plan = tiny.plan(tiny.strategy("fastv"))
+    batch = tiny.batch(plan)
+    real = batch["valid"] & (batch["positions"] > 0)
+
+    def logits(kernel):
+        model = dataclasses.replace(tiny.model(plan), kernel=kernel)
+        run = jax.jit(lambda p, b: model.apply({"params": p}, b, method="score")[0])
+        return np.asarray(run(tiny.params, batch))[real]
+
+    np.testing.assert_allclose(
+        logits(Splash(interpret=True)), logits(None), rtol=1e-4, atol=1e-4
+    )
+
+
 def test_auto_takes_what_the_platform_has():
     assert kernels.named("auto", "cpu", BLOCK) is None
     assert isinstance(kernels.named("auto", "tpu", BLOCK), Splash)
