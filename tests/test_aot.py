@@ -60,8 +60,8 @@ def test_products_are_those_of_the_cost_table(fsdp, reports):
     assert found["prefill"] == pytest.approx(counted.prefill, rel=0.01)
     # A token reads the slots of all the answer, filled or not.
     assert found["decode"] == pytest.approx(counted.decode, rel=0.1)
-    plan = fsdp.plan(train=True)
-    learned = train_flops(plan, frozen_vision=False, pairs="all")
+    learning = fsdp.learns(train.make_parts(fsdp).abstract_state.learning)
+    learned = train_flops(fsdp.plan(train=True), learning, pairs="all")
     assert found["update"] == pytest.approx(learned, rel=0.1)
     assert {each.work.unknown for each in reports.values()} == {0}
 

@@ -65,8 +65,7 @@ def _update(exp: Experiment) -> Lowered:
         "batch": held_bytes(batch),
     }
     size = exp.config.data.batch_size * exp.candidates
-    still = not train.learns(parts.selection, "vision/")
-    flops = size * train_flops(parts.model.plan, frozen_vision=still)
+    flops = size * train_flops(parts.model.plan, exp.learns(state.learning))
     return Lowered(parts.update.lower(state, frozen, batch), held, size, flops)
 
 

@@ -240,7 +240,8 @@ class Conversing(Experiment):
         """The model on `slots` of text alone. Without images no edit has anything to act
         on, so there is none."""
         geometry = lmm.geometry(self.spec, images=0, crops=0, prefix=0, suffix=slots)
-        return lmm.LMM(self.spec, make_plan(geometry, ()), self.axes.constrain)
+        plan = make_plan(geometry, ())
+        return lmm.LMM(self.spec, plan, self.axes.constrain, self._kernel)
 
     @functools.cached_property
     def end_id(self) -> int:
