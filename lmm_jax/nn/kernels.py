@@ -56,16 +56,33 @@ def named(
     chosen = AUTO.get(platform, "xla") if name == "auto" else name
     if chosen == "xla":
         return None
-    if chosen == "cudnn":
-        return Cudnn()
+    if told := _REFUSALS[chosen](spec):
+        if name == "auto":
+            return None
+        raise ValueError(
+            f"model.attention={name!r}: {told}; use model.attention='xla', or 'auto', "
+            "which takes what can be."
+        )
+    return Cudnn() if chosen == "cudnn" else Splash(mapped, interpret=platform == "cpu")
+
+
+def _splash_refuses(spec: BlockSpec) -> str:
     if spec.causal and spec.window is None and not spec.soft_mask:
-        return Splash(mapped, interpret=platform == "cpu")
-    if name == "auto":
-        return None
-    raise ValueError(
-        f"model.attention={name!r}: splash attention has no window of positions and no "
-        "mask but the causal one; use model.attention='xla', or 'auto', which does."
+        return ""
+    return "splash attention has the causal mask only, no window and no soft mask"
+
+
+def _cudnn_refuses(spec: BlockSpec) -> str:
+    fits = spec.head_dim % 8 == 0 and spec.head_dim <= 128
+    if fits and spec.dtype in ("bfloat16", "float16") and not spec.soft_mask:
+        return ""
+    return (
+        f"heads of {spec.head_dim} {spec.dtype} values, but cuDNN's attention needs hard "
+        "masks and a multiple of 8 up to 128, of 16 bits each"
     )
+
+
+_REFUSALS = {"splash": _splash_refuses, "cudnn": _cudnn_refuses}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,10 +130,7 @@ class Cudnn:
 
     implementation: str = "cudnn"
 
-    def fused(self, place: Place, seen: Sight) -> Fused | None:
-        """None where masks are soft."""
-        if seen.share is not None:
-            return None
+    def fused(self, place: Place, seen: Sight) -> Fused:
         return Fused(self._run, (seen.visible, seen.gate))
 
     def _run(self, q: Array, keys: Keys, visible: Array | None, gate: Array | None):

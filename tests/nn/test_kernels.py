@@ -90,13 +90,26 @@ def test_a_model_with_a_kernel_is_the_same_model(tiny):
 
 
 def test_auto_takes_what_the_platform_has():
-    assert kernels.named("auto", "cpu", BLOCK) is None
-    assert isinstance(kernels.named("auto", "tpu", BLOCK), Splash)
-    assert isinstance(kernels.named("auto", "gpu", BLOCK), Cudnn)
-    windowed = dataclasses.replace(BLOCK, window=8)
-    assert kernels.named("auto", "tpu", windowed) is None
-    with pytest.raises(ValueError, match="no window of positions"):
-        kernels.named("splash", "tpu", windowed)
+    whole = dataclasses.replace(BLOCK, dtype="bfloat16", head_dim=64)
+    assert kernels.named("auto", "cpu", whole) is None
+    assert isinstance(kernels.named("auto", "tpu", whole), Splash)
+    assert isinstance(kernels.named("auto", "gpu", whole), Cudnn)
+
+
+@pytest.mark.parametrize(
+    ("name", "platform", "change", "told"),
+    [
+        ("splash", "tpu", dict(window=8), "no window"),
+        ("cudnn", "gpu", dict(dtype="float32"), "of 64 float32 values"),
+    ],
+)
+def test_what_a_kernel_cannot_do_is_refused_or_left_to_xla(
+    name, platform, change, told
+):
+    block = dataclasses.replace(BLOCK, **{"head_dim": 64, "dtype": "bfloat16"} | change)
+    assert kernels.named("auto", platform, block) is None
+    with pytest.raises(ValueError, match=told):
+        kernels.named(name, platform, block)
 
 
 def test_shares_of_merged_tokens_are_left_to_xla():
