@@ -59,17 +59,19 @@ class Op:
         moved: bytes of the whole array that a group puts together or sums up.
         group: numbers of the devices that exchange, of the first group.
         waits: the device does nothing else meanwhile.
+        channel: number of an exchange, "" of anything else.
         scope: where the program comes from, in names of modules and functions.
         loops: loops that it runs in.
     """
 
     kind: str
-    times: int
+    times: int = 1
     flops: float = 0.0
     bytes: float = 0.0
     moved: int = 0
     group: tuple[int, ...] = ()
     waits: bool = True
+    channel: str = ""
     scope: str = ""
     loops: int = 0
 
@@ -103,14 +105,14 @@ class Work:
 def work(program: Program) -> Work:
     """Counts a program from its entry on; of a conditional all branches."""
     reader = _Reader(program)
-    ops = reader.ops(program.computations[program.entry], 1, 0)
-    # An exchange beside other work is cut into pieces that bear its number.
-    seen, kept = set(), []
-    for channel, op in ops:
-        if channel is None or channel not in seen:
-            kept.append(op)
-        seen.add(channel)
-    return Work(tuple(kept), reader.unknown)
+    kept: dict[object, Op] = {}
+    for number, op in enumerate(reader.ops(program.computations[program.entry], 1, 0)):
+        # An exchange beside other work is cut into pieces of one channel, of which those
+        # in a loop count, not those that start it or wait for its end.
+        key = op.channel or number
+        if key not in kept or op.times > kept[key].times:
+            kept[key] = op
+    return Work(tuple(kept.values()), reader.unknown)
 
 
 class _Reader:
@@ -118,55 +120,53 @@ class _Reader:
         self._program = program
         self.unknown = 0
 
-    def ops(
-        self, computation: Computation, times: int, loops: int
-    ) -> Iterator[tuple[str | None, Op]]:
-        """Each with the number of its exchange, if it is one."""
+    def ops(self, computation: Computation, times: int, loops: int) -> Iterator[Op]:
         for one in computation.instructions.values():
             if one.opcode == "while":
                 count = self._program.trips(one, computation)
                 self.unknown += count is None
+                often = times * (1 if count is None else count)
                 body = self._named(one.attribute("body").lstrip("%"))
-                yield from self.ops(body, times * (count or 1), loops + 1)
+                yield from self.ops(body, often, loops + 1)
             elif one.opcode in ("call", "conditional", "async-start"):
                 for name in one.called:
                     yield from self.ops(self._named(name), times, loops)
             else:
-                yield from self._op(one, computation, times, loops)
+                where = dict(times=times, loops=loops, scope=_scope(one))
+                for op in self._ops_of(one, computation):
+                    yield dataclasses.replace(op, **where)
 
-    def _op(self, one: Instruction, within: Computation, times: int, loops: int):
-        seen = dict(times=times, loops=loops, scope=_scope(one))
-        kind = one.opcode.removesuffix("-start")
-        if kind in COLLECTIVES:
-            waits = kind == one.opcode
-            yield one.attribute("channel_id"), _exchange(one, within, waits, **seen)
-            return
+    def _ops_of(self, one: Instruction, within: Computation) -> Iterator[Op]:
+        """What an instruction does once."""
         if one.opcode in _FREE or one.opcode.endswith("-update"):
             return
-        if one.opcode.endswith(("-start", "-done")):
-            yield None, Op("copy", bytes=_copied(one, within), **seen)
-            return
-        if one.opcode == "custom-call":
+        kind = one.opcode.removesuffix("-start")
+        if kind in COLLECTIVES:
+            yield _exchange(one, within, waits=kind == one.opcode)
+        elif one.opcode.endswith(("-start", "-done")):
+            yield Op("copy", bytes=_copied(one, within))
+        elif one.opcode == "custom-call":
             flops, traffic = _kernel(one, within)
-            yield None, Op("custom-call", flops=flops, bytes=traffic, **seen)
-            return
-        if one.opcode != "fusion":
+            yield Op("custom-call", flops=flops, bytes=traffic)
+        elif one.opcode == "fusion":
+            yield from self._fusion(one, within)
+        else:
             flops, traffic = _flops(one, within), _bytes(one, within)
-            yield None, Op(one.opcode, flops=flops, bytes=traffic, **seen)
-            return
+            yield Op(one.opcode, flops=flops, bytes=traffic)
+
+    def _fusion(self, one: Instruction, within: Computation) -> Iterator[Op]:
+        """A TPU fuses a sum over devices with the slice that is kept of it; in any other
+        fusion the rest runs beside an exchange."""
         body = self._named(one.called[0])
         inner = [x for x in body.instructions.values() if x.opcode in COLLECTIVES]
-        # Products run beside an exchange that is cut into pieces; alone, a TPU fuses a
-        # sum over devices with the slice that is kept of it.
-        waits = body.name.startswith("all-reduce-scatter")
-        for x in inner:
-            op = _exchange(x, body, waits, **seen)
-            kind = "reduce-scatter" if waits else op.kind
-            yield x.attribute("channel_id"), dataclasses.replace(op, kind=kind)
-        if not waits:
-            flops = self._fused_flops(body)
-            traffic = self._fused_bytes(one, within, body)
-            yield None, Op("fusion", flops=flops, bytes=traffic, **seen)
+        if body.name.startswith("all-reduce-scatter"):
+            op = _exchange(inner[0], body, waits=True)
+            yield dataclasses.replace(op, kind="reduce-scatter")
+            return
+        for exchange in inner:
+            yield _exchange(exchange, body, waits=False)
+        flops, traffic = self._fused_flops(body), self._fused_bytes(one, within, body)
+        yield Op("fusion", flops=flops, bytes=traffic)
 
     def _fused_flops(self, body: Computation) -> float:
         """Of a fusion, and of those in it."""
@@ -245,15 +245,15 @@ def _main(arrays: Sequence[Array]) -> int:
 # --- Exchange -----------------------------------------------------------------------
 
 
-def _exchange(one: Instruction, within: Computation, waits: bool, **seen) -> Op:
+def _exchange(one: Instruction, within: Computation, *, waits: bool) -> Op:
     """Of whole arrays: the larger side of a gather or a scatter."""
     inputs = sum(array.bytes for array in _operands(one, within))
     outputs = sum(array.bytes for array in one.arrays)
     if one.opcode.endswith("-start"):  # returns its operands too
         outputs = max(outputs - inputs, inputs)
     kind = one.opcode.removesuffix("-start")
-    moved = max(inputs, outputs)
-    return Op(kind, moved=moved, group=_group(one), waits=waits, **seen)
+    moved, channel = max(inputs, outputs), one.attribute("channel_id")
+    return Op(kind, moved=moved, group=_group(one), waits=waits, channel=channel)
 
 
 def _group(one: Instruction) -> tuple[int, ...]:
