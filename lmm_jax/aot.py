@@ -1,121 +1,191 @@
-"""Compiles a training step for a TPU slice that is not there: does it fit?
+"""Compiles a program for a TPU slice that is not there: does it fit, what does it cost?
 
-    python -m lmm_jax.aot --config=configs/deepstack.py --topology=v5e:16x16 \\
+    python -m lmm_jax.aot --config=configs/deepstack.py --topology=v5e-256 \\
         --config.mesh.tensor=2
+    python -m lmm_jax.aot --config=configs/fastv.py --program=prefill --topology=v5e:2x4
+    python -m lmm_jax.aot --config=configs/deepstack.py --topology=v5p-128 --sweep \\
+        --tensor=1,2,4 --remat=dots,full --json=sweep.json
 
-Needs the TPU compiler (`pip install libtpu`) and no TPU: shapes and shardings go in, the
-memory of one chip comes out.
+Needs the TPU compiler (`pip install libtpu`) and no TPU: shapes and shardings go in; out
+come the memory of one chip, FLOPs, traffic and exchanges with loops counted as often as
+they run, and a time that no step can beat (see `lmm_jax.compiled.estimate`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 import dataclasses
-import math
-import os
-import time
+import json
+from pathlib import Path
 from typing import Any
 
 from absl import flags
-import jax
-from jax.experimental import topologies
 
-from lmm_jax import cli, experiment, train
+from lmm_jax import cli, experiment
+from lmm_jax.compiled import programs, tpu
+from lmm_jax.compiled.report import Report, compile_for, table
+from lmm_jax.compiled.tpu import Slice
 from lmm_jax.experiment import Experiment
-
-HBM = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}  # GiB a chip, of the product pages
 
 
 @dataclasses.dataclass(frozen=True)
-class Memory:
-    """Bytes of one chip.
+class Setting:
+    """What a sweep varies.
 
     Attributes:
-        held: by kind, what stays between steps.
-        temporary: what a step needs beside it, at its peak.
+        tensor: size of that mesh axis; fsdp takes the rest.
+        remat: see `LayerStack`.
+        accumulate: micro-batches of an update.
     """
 
-    held: Mapping[str, int]
-    temporary: int
+    tensor: int
+    remat: str
+    accumulate: int
 
-    @property
-    def total(self) -> int:
-        return sum(self.held.values()) + self.temporary
+    def of(self, exp: Experiment) -> Experiment:
+        """The experiment, so set."""
+        c = exp.config
+        mesh = dataclasses.replace(c.mesh, data=1, fsdp=-1, tensor=self.tensor)
+        model = dataclasses.replace(c.model, remat=self.remat)
+        train = dataclasses.replace(c.train, accumulate=self.accumulate)
+        config = dataclasses.replace(c, mesh=mesh, model=model, train=train)
+        return dataclasses.replace(exp, config=config)
 
 
-def slice_devices(topology: str) -> tuple[Any, ...]:
-    """Devices of a slice such as "v5e:16x16".
+def setting(exp: Experiment) -> Setting:
+    """What the config says."""
+    config = exp.config
+    tensor = exp.axes.mesh.shape["tensor"]
+    return Setting(tensor, config.model.remat, config.train.accumulate)
 
-    Raises:
-        ValueError: an unknown generation or shape, or no TPU compiler.
-    """
-    generation, _, shape = topology.partition(":")
-    if generation not in HBM or not shape:
+
+def compiled(exp: Experiment, name: programs.Name, chips: Slice) -> Report:
+    """Compiles a program of an experiment for its devices, which are those of a slice."""
+    lowered = programs.lower(exp, name)
+    return compile_for(lowered, chips, tuple(exp.axes.mesh.devices.flat))
+
+
+def undivided(exp: Experiment, name: programs.Name) -> str:
+    """Why each data device would hold more rows than its share; "" where it does not."""
+    c, shape = exp.config, exp.axes.mesh.shape
+    rows, parts = c.eval.batch_size, shape["data"] * shape["fsdp"]
+    if name == "update":
+        rows = c.data.batch_size // c.train.accumulate
+    if rows % parts == 0:
+        return ""
+    return (
+        f"{rows} rows at a time cannot be divided among {parts} data devices: use a larger "
+        "batch, less accumulation, or a larger mesh.tensor."
+    )
+
+
+def remedy(exp: Experiment, name: programs.Name, report: Report) -> str:
+    """What to change where a program does not fit, cheapest first."""
+    if told := undivided(exp, name):
+        return told
+    held, room = sum(report.memory.held.values()), report.chips.chip.memory * 2**30
+    if held > 0.8 * room:
+        return "what is held alone fills a chip: use more chips, or a larger mesh.fsdp."
+    if name != "update":
+        return "use a smaller eval.batch_size, eval.chunk=512, or a larger mesh.tensor."
+    if exp.config.model.remat != "full":
+        return "use model.remat=full."
+    more = dataclasses.replace(setting(exp), accumulate=2 * setting(exp).accumulate)
+    if not undivided(more.of(exp), name):
+        return f"use train.accumulate={more.accumulate}, or a larger mesh.tensor."
+    return "use a larger mesh.tensor, a smaller data.batch_size, or more chips."
+
+
+def sweep(
+    exp: Experiment,
+    name: programs.Name,
+    chips: Slice,
+    *,
+    tensor: Sequence[int],
+    remat: Sequence[str],
+    accumulate: Sequence[int],
+) -> Iterator[tuple[Setting, Report]]:
+    """Compiles every setting that divides the batch; more micro-batches only where fewer
+    do not fit, as each of them gathers the parameters again."""
+    for size in tensor:
+        for policy in remat:
+            for count in sorted(accumulate):
+                tried = Setting(size, policy, count)
+                if chips.count % size or undivided(tried.of(exp), name):
+                    continue
+                report = compiled(tried.of(exp), name, chips)
+                yield tried, report
+                if report.fits:
+                    break
+
+
+def heading(exp: Experiment, name: programs.Name, report: Report) -> str:
+    mesh = ", ".join(f"{axis} {size}" for axis, size in exp.axes.mesh.shape.items())
+    now = setting(exp)
+    return (
+        f"{exp.config.name}: {exp.called}, {name} of {report.examples} on {report.chips}\n"
+        f"mesh {mesh}; remat {now.remat}; accumulate {now.accumulate}; "
+        f"compiled in {report.seconds:.0f} s\n"
+    )
+
+
+def line(tried: Setting, report: Report) -> str:
+    """A row of a sweep."""
+    told = f"tensor {tried.tensor}  remat {tried.remat:5} accumulate {tried.accumulate}"
+    told += f"  {report.share:5.0%} of memory"
+    if not report.fits:
+        return f"{told}  does not fit"
+    step = report.estimate.step
+    return f"{told}  {step:7.3f} s  utilisation {report.utilisation:.0%}"
+
+
+def _sweep(exp: Experiment, chips: Slice, asked: Any) -> list[dict[str, Any]]:
+    found = []
+    choices = dict(
+        tensor=[int(size) for size in asked.tensor],
+        remat=asked.remat,
+        accumulate=[int(count) for count in asked.accumulate],
+    )
+    for tried, report in sweep(exp, asked.program, chips, **choices):
+        print(line(tried, report), flush=True)
+        found.append((tried, report))
+    fitting = [pair for pair in found if pair[1].fits]
+    if not fitting:
         raise ValueError(
-            f"topology {topology!r}: use GENERATION:SHAPE, for example v5e:16x16, with a "
-            f"generation of {', '.join(HBM)}."
+            f"no setting of {len(found)} fits {chips}: more chips, a smaller batch, or "
+            "more of --tensor and --accumulate."
         )
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # nobody to ask about a real TPU
-    try:
-        described = topologies.get_topology_desc(topology, "tpu")
-    except Exception as error:  # whatever the plugin raises
-        raise ValueError(
-            f"no description of {topology}: {error}; the TPU compiler comes with "
-            "pip install libtpu, and one process may use it at a time."
-        ) from error
-    return tuple(described.devices)
-
-
-def compiled(exp: Experiment) -> tuple[jax.stages.Compiled, Memory]:
-    """The update of an experiment, compiled for its devices from shapes alone."""
-    parts = train.make_parts(exp)
-    batch = exp.abstract_batch(parts.model)
-    placed = jax.tree.map(
-        lambda x, s: x.update(sharding=s), batch, exp.axes.batch(batch)
-    )
-    state, frozen = parts.abstract_state, parts.abstract_frozen
-    program = parts.update.lower(state, frozen, placed).compile()
-    held = {
-        "parameters that learn": _bytes(state.learning),
-        "optimizer state": _bytes(state.opt_state),
-        "frozen parameters": _bytes(frozen),
-        "batch": _bytes(placed),
-    }
-    return program, Memory(held, program.memory_analysis().temp_size_in_bytes)
-
-
-def _bytes(tree: Any) -> int:
-    """On one device, of shapes with shardings."""
-    return sum(
-        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-        for x in jax.tree.leaves(tree)
-    )
-
-
-def table(memory: Memory, available: int) -> str:
-    """Memory by kind, in GiB, and whether it fits."""
-    rows = [*memory.held.items(), ("activations and gradients", memory.temporary)]
-    lines = [f"{name:26}{size / 2**30:8.2f} GiB" for name, size in rows]
-    fits = memory.total <= available
-    remedy = "fits" if fits else "does not fit: more chips, smaller batch, mesh.tensor"
-    lines.append(
-        f"{'of one chip':26}{memory.total / 2**30:8.2f} GiB of "
-        f"{available / 2**30:.0f}: {remedy}"
-    )
-    return "\n".join(lines)
+    best, report = min(fitting, key=lambda pair: pair[1].estimate.step)
+    print(f"\nbest: {heading(best.of(exp), asked.program, report)}")
+    print(table(report))
+    return [dataclasses.asdict(t) | r.record() for t, r in found]
 
 
 def main(argv: Sequence[str], config) -> None:
-    topology = flags.FLAGS.topology
-    exp = experiment.build(config, slice_devices(topology))
-    start = time.perf_counter()
-    _, memory = compiled(exp)
-    batch = exp.config.data.batch_size
-    print(f"{exp.config.name}: {exp.called}, a training step of {batch} on {topology}")
-    print(f"compiled in {time.perf_counter() - start:.0f} s")
-    print(table(memory, HBM[topology.partition(":")[0]] * 2**30))
+    asked = flags.FLAGS
+    chips = tpu.named(asked.topology)
+    exp = experiment.build(config, chips.devices())
+    if asked.sweep:
+        records = _sweep(exp, chips, asked)
+    else:
+        report = compiled(exp, asked.program, chips)
+        print(heading(exp, asked.program, report))
+        print(table(report))
+        if not report.fits or undivided(exp, asked.program):
+            print(remedy(exp, asked.program, report))
+        records = [dataclasses.asdict(setting(exp)) | report.record()]
+    if asked.json:
+        Path(asked.json).write_text(json.dumps(records, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("topology", "v5e:16x16", "Generation and shape of the slice.")
+    flags.DEFINE_string(
+        "topology", "v5e:16x16", "GENERATION:SHAPE, or a product name such as v5e-256."
+    )
+    flags.DEFINE_enum("program", "update", programs.NAMES, "What is compiled.")
+    flags.DEFINE_bool("sweep", False, "Try the settings below and print the best.")
+    flags.DEFINE_list("tensor", ["1", "2", "4"], "Sizes of mesh.tensor in a sweep.")
+    flags.DEFINE_list("remat", ["dots", "full"], "Policies in a sweep.")
+    flags.DEFINE_list("accumulate", ["1", "2", "4"], "Micro-batches in a sweep.")
+    flags.DEFINE_string("json", "", "File for the same as JSON.")
     cli.run(main)

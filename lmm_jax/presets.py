@@ -45,6 +45,7 @@ def llava(
         param_dtype="bfloat16" if adapts else "float32",
         remat="full",
         unroll=1,
+        attention="auto",
         mode="drop",
     )
     c.image = dict(

@@ -31,6 +31,8 @@ class ModelConfig:
         param_dtype: of parameters; those that learn are float32 while they do, or
             small updates would vanish.
         remat, unroll: see `LayerStack`.
+        attention: what computes it in the language model (`lmm_jax.nn.kernels`); "auto"
+            is "splash" on TPU, "cudnn" on GPU, "xla" on CPU.
         mode: "drop" removes tokens at cuts, "mask" only hides them.
     """
 
@@ -43,6 +45,7 @@ class ModelConfig:
     param_dtype: str = "float32"
     remat: Literal["none", "full", "dots"] = "none"
     unroll: int = 1
+    attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"
     mode: Literal["drop", "mask"] = "drop"
 
 

@@ -25,6 +25,8 @@ from lmm_jax.experiment.base import Experiment
 from lmm_jax.lora import LEARNS
 from lmm_jax.models import lmm
 from lmm_jax.models.specs import LanguageSpec, LMMSpec, VisionSpec, named
+from lmm_jax.nn import kernels
+from lmm_jax.nn.kernels import Kernel
 from lmm_jax.nn.params import Param, of_ops
 from lmm_jax.objectives import NextToken
 
@@ -225,13 +227,21 @@ class Conversing(Experiment):
         """
         spec = self.config.lora.applied(self.spec) if train else self.spec
         plan = self.plan(train=train, suffix=suffix)
-        return lmm.LMM(spec, plan, self.axes.constrain)
+        return lmm.LMM(spec, plan, self.axes.constrain, self._kernel)
+
+    @functools.cached_property
+    def _kernel(self) -> Kernel | None:
+        """What computes the language model's attention; raises as `kernels.named`."""
+        axes, block = self.axes, self.spec.language.block
+        name = self.config.model.attention
+        return kernels.named(name, axes.platform, block, axes.mapped)
 
     def text_model(self, slots: int) -> lmm.LMM:
         """The model on `slots` of text alone. Without images no edit has anything to act
         on, so there is none."""
         geometry = lmm.geometry(self.spec, images=0, crops=0, prefix=0, suffix=slots)
-        return lmm.LMM(self.spec, make_plan(geometry, ()), self.axes.constrain)
+        plan = make_plan(geometry, ())
+        return lmm.LMM(self.spec, plan, self.axes.constrain, self._kernel)
 
     @functools.cached_property
     def end_id(self) -> int:

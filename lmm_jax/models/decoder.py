@@ -11,6 +11,7 @@ import jax
 from lmm_jax.models.specs import LanguageSpec
 from lmm_jax.nn import block
 from lmm_jax.nn.embed import TokenEmbed
+from lmm_jax.nn.kernels import Kernel
 from lmm_jax.nn.linear import Linear
 from lmm_jax.nn.norm import LayerNorm, RMSNorm
 from lmm_jax.nn.params import Param
@@ -26,12 +27,13 @@ class Decoder(nn.Module):
     remat: Remat = "none"
     unroll: int = 1
     constrain: Callable[[Array], Array] = lambda x: x
+    kernel: Kernel | None = None
 
     def setup(self):
         s, b = self.spec, self.spec.block
         self.embed = TokenEmbed(s.vocab, b.width, b.dtype, b.param_dtype)
         self.stack = LayerStack(
-            b, s.depth, True, self.remat, self.unroll, self.constrain
+            b, s.depth, True, self.remat, self.unroll, self.constrain, self.kernel
         )
         self.norm = (RMSNorm if b.norm == "rms" else LayerNorm)(b.norm_eps)
         if not s.tied:

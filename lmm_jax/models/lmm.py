@@ -31,6 +31,7 @@ from lmm_jax.models import connector, decoder, native_vit, vit
 from lmm_jax.models.native_vit import NativeVisionTransformer
 from lmm_jax.models.specs import LMMSpec
 from lmm_jax.models.vit import VisionTransformer
+from lmm_jax.nn.kernels import Kernel
 from lmm_jax.nn.params import Param
 from lmm_jax.nn.stack import Cache, StackOutput, Watch, empty_tail
 
@@ -42,12 +43,14 @@ class LMM(nn.Module):
     """Vision encoder, projector and language model, run along a plan.
 
     The batch contract is that of `lmm_jax.data.placement`. Methods are pure functions of
-    (parameters, batch); `constrain(x, "batch tokens act_embed")` pins shardings.
+    (parameters, batch); `constrain(x, "batch tokens act_embed")` pins shardings, `kernel`
+    computes the attention of the language model where it can.
     """
 
     spec: LMMSpec
     plan: Plan
     constrain: Callable[[Array, str], Array] = lambda x, names: x
+    kernel: Kernel | None = None
 
     def setup(self):
         s = self.spec
@@ -55,7 +58,7 @@ class LMM(nn.Module):
         self.vision = tower(s.vision, s.remat, s.unroll, self._constrain_tokens)
         self.connector = connector.build(s)
         self.language = decoder.Decoder(
-            s.language, s.remat, s.unroll, self._constrain_tokens
+            s.language, s.remat, s.unroll, self._constrain_tokens, self.kernel
         )
         # Ops that learn become submodules, so parameters follow the edit's name.
         self.strategy = {

@@ -6,6 +6,8 @@ H head width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import einops
 from flax import struct
 import jax
@@ -23,6 +25,17 @@ SPREAD = 1e-6  # given to all keys alike where masks are soft
 
 
 @struct.dataclass
+class Fused:
+    """Attention in one kernel: `run(q, keys, *arrays)` is [B, T, N, H]."""
+
+    run: Callable[..., Array] = struct.field(pytree_node=False)
+    arrays: tuple[Array | None, ...]
+
+    def __call__(self, q: Array, keys: Keys) -> Array:
+        return self.run(q, keys, *self.arrays)
+
+
+@struct.dataclass
 class Sight:
     """What queries may see of one part of the keys.
 
@@ -32,11 +45,13 @@ class Sight:
         visible: bool [B, T, S]; None if every query sees every key.
         gate: f32 [B, S], log of the keys' share in the softmax; None if all are one.
         share: f32 [B, T, S], these shares where masks are soft, in place of the others.
+        fused: what computes attention where these keys are the only part; None: XLA.
     """
 
     visible: Array | None
     gate: Array | None = None
     share: Array | None = None
+    fused: Fused | None = None
 
     def of(self, rows: np.ndarray) -> Sight:
         """That of some queries."""
@@ -76,7 +91,8 @@ def sight(
 
 
 def attention(q: Array, parts: tuple[tuple[Keys, Sight], ...]) -> Array:
-    """Softmax attention over all parts together; a row that sees nothing returns zeros.
+    """Softmax attention over all parts together; a row that sees nothing returns zeros,
+    or anything where it is computed by a kernel.
 
     Logits are joined, never the caches: joining keys would copy the whole cache in every
     layer of every decode step. Softmax in float32.
@@ -88,6 +104,8 @@ def attention(q: Array, parts: tuple[tuple[Keys, Sight], ...]) -> Array:
     Returns:
         [B, T, N, H].
     """
+    if len(parts) == 1 and parts[0][1].fused is not None:
+        return parts[0][1].fused(q, parts[0][0])
     shares, total = _shares(*_logits(q, parts), parts[-1][1].share)
     merge = "b k g t s -> b k (g t) s"
     shares, total = (einops.rearrange(x, merge) for x in (shares, total))

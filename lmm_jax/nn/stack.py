@@ -25,6 +25,7 @@ from lmm_jax.nn.attention import Sight, observe, sight
 from lmm_jax.nn.block import Block, BlockSpec
 from lmm_jax.nn.chunk import in_chunks
 from lmm_jax.nn.halves import Halves
+from lmm_jax.nn.kernels import Kernel
 from lmm_jax.nn.lora import LEAVES, NOISE
 from lmm_jax.nn.rope import Rotation, rotation
 
@@ -86,6 +87,7 @@ class LayerStack(nn.Module):
         unroll: layers per loop iteration; 0 unrolls every scan. XLA on CPU parallelises
             poorly inside loops, on TPU and GPU 1 compiles fastest and runs as fast.
         constrain: pins the sharding of [B, T, D] activations.
+        kernel: what computes attention where it can; None: XLA.
     """
 
     spec: BlockSpec
@@ -94,6 +96,7 @@ class LayerStack(nn.Module):
     remat: Remat = "none"
     unroll: int = 1
     constrain: Callable[[Array], Array] = lambda x: x
+    kernel: Kernel | None = None
 
     def setup(self):
         # `self.param` traces its initialiser on every apply; L layers are slow to trace.
@@ -314,7 +317,7 @@ class LayerStack(nn.Module):
         """
         angles = self._rotation(place)
         whole = chunk == 0 or chunk >= place.valid.shape[1]
-        own = self._sight(place, place) if whole else None
+        own = self._own_sight(place) if whole else None
 
         def run(layer, x, rngs):
             apply = self._methods(layer, rngs)
@@ -362,6 +365,11 @@ class LayerStack(nn.Module):
         s = self.spec
         kinds = dict(causal=s.causal, window=s.window, soft=s.soft_mask)
         return sight(queries, keys, **kinds)
+
+    def _own_sight(self, place: Place) -> Sight:
+        """Of tokens among themselves, by the kernel if it can."""
+        seen = self._sight(place, place)
+        return seen.replace(fused=self.kernel and self.kernel.fused(place, seen))
 
     @property
     def _apart(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 import math
@@ -41,6 +41,10 @@ class Axes:
     mesh: Mesh
     rules: Rules = RULES
 
+    @property
+    def platform(self) -> str:
+        return self.mesh.devices.flat[0].platform
+
     def spec(self, names: str, shape: Sequence[int] | None = None) -> PartitionSpec:
         """Partition of an array whose axes are called `names` (space-separated).
 
@@ -69,6 +73,23 @@ class Axes:
     def constrain(self, x: Array, names: str) -> Array:
         """Pins an activation inside a compiled function."""
         return jax.lax.with_sharding_constraint(x, self.sharding(names, x.shape))
+
+    def mapped(
+        self, run: Callable[..., Array], inputs: tuple[str, ...], output: str
+    ) -> Callable[..., Array]:
+        """`run` on each device's share of its arguments, for kernels that the compiler
+        cannot divide. Axes are named as elsewhere; a result has the shape of the first
+        argument."""
+
+        def whole(*arrays):
+            specs = tuple(self.spec(n, x.shape) for n, x in zip(inputs, arrays))
+            out = self.spec(output, arrays[0].shape)
+            one = jax.shard_map(
+                run, mesh=self.mesh, in_specs=specs, out_specs=out, check_vma=False
+            )
+            return one(*arrays)
+
+        return whole
 
     def batch(self, batch: Mapping[str, Any]) -> dict[str, NamedSharding]:
         """Shardings of a global batch: rows over the data axes.
