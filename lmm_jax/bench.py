@@ -40,8 +40,9 @@ from lmm_jax import (
     train,
     weights,
 )
+from lmm_jax.compiled.work import flops as compiled_flops
 from lmm_jax.depth.cost import cost, train_flops
-from lmm_jax.eval import latency, products
+from lmm_jax.eval import latency
 from lmm_jax.eval.latency import Report, Result, Settings, Timing
 from lmm_jax.experiment import Conversing, Encoding, Experiment
 
@@ -275,7 +276,7 @@ class Training:
             "train_batch": self._size,
             "train_tokens": plan.entrance.length,
             "train_computed": self._sequences * each,
-            "train_compiled": products.flops(self._update.text),
+            "train_compiled": compiled_flops(self._update.text),
             "learning": sum(x.size for x in jax.tree.leaves(state.learning)),
             "moments": sum(x.size * x.dtype.itemsize for x in moments),
             "update": self._update.timing(),

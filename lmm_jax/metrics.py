@@ -17,16 +17,18 @@ import jax
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from lmm_jax.compiled.tpu import CHIPS
+
 Scalars = Mapping[str, float]
 
 # Dense bf16 FLOP/s of one JAX device, by part of `device_kind`; the first match counts.
-# Sources: cloud.google.com/tpu/docs/system-architecture and NVIDIA's data sheets.
+# Those of GPUs are in NVIDIA's data sheets.
 PEAK_FLOPS: tuple[tuple[str, float], ...] = (
-    ("TPU v6", 918e12),
-    ("TPU v5 lite", 197e12),
-    ("TPU v5e", 197e12),
-    ("TPU v5", 459e12),
-    ("TPU v4", 275e12),
+    ("TPU v6", CHIPS["v6e"].flops),
+    ("TPU v5 lite", CHIPS["v5e"].flops),
+    ("TPU v5e", CHIPS["v5e"].flops),
+    ("TPU v5", CHIPS["v5p"].flops),
+    ("TPU v4", CHIPS["v4"].flops),
     ("H100 PCIe", 756e12),
     ("H100 NVL", 835e12),
     ("H100", 989e12),

@@ -14,7 +14,7 @@ import re
 
 import numpy as np
 
-from lmm_jax.compiled.hlo import Array, Computation, Instruction, Program
+from lmm_jax.compiled.hlo import Array, Computation, Instruction, Program, read
 
 COLLECTIVES = (
     "all-gather",
@@ -45,6 +45,7 @@ _IOTA = rf"\[([\d,]+)\]<={_ORDERED}"
 _MESH = rf"([^\]]*)\](?:, device_ids=\({_ORDERED}\))?"
 # Products that splash attention makes of a query and a key, which it does not tell.
 _PRODUCTS = {"splash_mqa_fwd": 2, "splash_mqa_dq": 3, "splash_mqa_dkv": 4}
+_LIBRARY = re.compile(r'custom_call_target="[^"]*(?:gemm|matmul|conv)')
 _SLICES = ("dynamic-slice", "slice", "gather")
 
 
@@ -113,6 +114,13 @@ def work(program: Program) -> Work:
         if key not in kept or op.times > kept[key].times:
             kept[key] = op
     return Work(tuple(kept.values()), reader.unknown)
+
+
+def flops(text: str) -> float | None:
+    """FLOPs of all products of a compiled text; None where it hands some to a library, or
+    does not say how often a loop runs."""
+    done = work(read(text))
+    return None if done.unknown or _LIBRARY.search(text) else done.flops
 
 
 class _Reader:

@@ -74,7 +74,7 @@ class Result:
         computed: FLOPs of `forward` for one example.
         train_batch, train_tokens: examples of a training step, tokens of each.
         train_computed: FLOPs of a training step, without what `remat` repeats.
-        train_compiled: FLOPs of its products as compiled; see `products.flops`.
+        train_compiled: FLOPs of its products as compiled; see `compiled.work.flops`.
         learning: parameters that learn.
         moments: bytes of the optimizer's state.
         forward: of all examples up to the first token, sampling included; in an encoder,

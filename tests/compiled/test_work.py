@@ -10,15 +10,18 @@ import numpy as np
 import pytest
 
 from lmm_jax.compiled import hlo
-from lmm_jax.compiled.work import work
+from lmm_jax.compiled.work import flops, work
 from lmm_jax.parallel.mesh import MeshConfig, make_mesh
 
 LAYERS, ROWS, WIDTH = 5, 16, 32
 
 
+def compiled(function, *arrays) -> str:
+    return jax.jit(function).lower(*arrays).compile().as_text()
+
+
 def done(function, *arrays):
-    compiled = jax.jit(function).lower(*arrays).compile()
-    return work(hlo.read(compiled.as_text()))
+    return work(hlo.read(compiled(function, *arrays)))
 
 
 def scanned(x, layers, each=lambda layer: layer):
@@ -47,8 +50,24 @@ def test_a_loop_of_unknown_length_counts_once_and_is_told():
     def until(x, w):
         return jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x @ w, x)
 
-    found = done(until, jnp.ones((ROWS, WIDTH)), jnp.ones((WIDTH, WIDTH)))
+    x, w = jnp.ones((ROWS, WIDTH)), jnp.ones((WIDTH, WIDTH))
+    found = done(until, x, w)
     assert (found.flops, found.unknown) == (2 * ROWS * WIDTH**2, 1)
+    assert flops(compiled(until, x, w)) is None
+
+
+def test_products_of_a_library_are_not_guessed():
+    call = 'f32[2] custom-call(), custom_call_target="__onednn$matmul"'
+    assert (
+        flops(f"HloModule m\n\nENTRY %main () -> f32[2] {{\n  ROOT %a = {call}\n}}\n")
+        is None
+    )
+
+
+def test_a_backward_pass_has_two_products_for_each():
+    x, layers = jnp.ones((ROWS, WIDTH)), jnp.ones((LAYERS, WIDTH, WIDTH))
+    both = jax.grad(lambda x, w: scanned(x, w).sum(), argnums=(0, 1))
+    assert flops(compiled(both, x, layers)) == 3 * LAYERS * 2 * ROWS * WIDTH**2
 
 
 def test_parameters_gathered_in_a_loop():
