@@ -18,10 +18,11 @@ import transformers
 from lmm_jax import convert, hub
 from lmm_jax.data.tokenizer import Tokenizer
 from lmm_jax.hub.families import llava_original
+from tests import flags
 from tests.hub.test_llava import TEXT, VISION
 from tests.hub.test_vision import scramble
 from tests.small import small_config, write_config
-from tests.test_train import REPOSITORY, command, free_port, same
+from tests.test_train import REPOSITORY, command, same
 from tests.tiny import SPEC
 
 
@@ -76,32 +77,24 @@ def test_every_byte_is_read_once_and_spread_over_the_devices(
 
 
 def test_several_processes_convert_like_one(llava, tmp_path):
-    port = free_port()
     for source, target in ((llava, "run"), (tmp_path / "run", "back")):
-        processes = [
-            subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "lmm_jax.convert"),
-                    *(f"--from={source}", f"--to={tmp_path / target}"),
-                ],
-                env={
-                    **os.environ,
-                    "XLA_FLAGS": "",
-                    "PYTHONPATH": str(REPOSITORY),
-                    "JAX_PLATFORMS": "cpu",
-                    "LMM_JAX_COORDINATOR": f"127.0.0.1:{port}",
-                    "LMM_JAX_PROCESSES": "2",
-                    "LMM_JAX_PROCESS_ID": str(index),
-                },
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            for index in range(2)
-        ]
-        for process in processes:
-            output, _ = process.communicate(timeout=300)
-            assert process.returncode == 0, output[-2000:]
+        convert = (sys.executable, "-m", "lmm_jax.convert")
+        done = subprocess.run(
+            [
+                *(REPOSITORY / "launch" / "local.sh", "--processes=2", "--"),
+                *(*convert, f"--from={source}", f"--to={tmp_path / target}"),
+            ],
+            env={
+                **os.environ,
+                "XLA_FLAGS": flags.quick(),
+                "PYTHONPATH": str(REPOSITORY),
+                "JAX_PLATFORMS": "cpu",
+            },
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stdout[-2000:]
     one, two = held(llava), held(tmp_path / "back")
     assert {x.dtype.name for x in jax.tree.leaves(two)} == {"bfloat16"}
     same(one, two)

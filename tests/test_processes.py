@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from lmm_jax import train
+from tests import flags
 from tests.small import small_config, write_config
 
 REPOSITORY = Path(__file__).parents[1]
@@ -31,15 +32,15 @@ def job(config: Path, processes: int, log: Path):
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "XLA_FLAGS": "",
+        "XLA_FLAGS": flags.quick(),
         "PYTHONPATH": str(REPOSITORY),
         "LMM_JAX_HEARTBEAT": "10",
     }
-    flags = (f"--processes={processes}", f"--devices={DEVICES}")
+    told = (f"--processes={processes}", f"--devices={DEVICES}")
     train = (sys.executable, "-m", "lmm_jax.train", f"--config={config}")
     with log.open("w") as file:
         started = subprocess.Popen(
-            [REPOSITORY / "launch" / "local.sh", *flags, "--", *train],
+            [REPOSITORY / "launch" / "local.sh", *told, "--", *train],
             env=environment,
             stdout=file,
             stderr=subprocess.STDOUT,

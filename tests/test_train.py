@@ -23,6 +23,7 @@ from lmm_jax.checkpoint.state import CheckpointError
 from lmm_jax.data import pipeline
 from lmm_jax.data.pipeline import TooManyBadRecords
 from lmm_jax.models import lmm
+from tests import flags
 from tests.small import small_config, write_config
 
 REPOSITORY = Path(__file__).parents[1]
@@ -30,7 +31,7 @@ ENVIRONMENT = {  # of commands: one device, and compiled as quickly as the tests
     **os.environ,
     "JAX_PLATFORMS": "cpu",
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    "XLA_FLAGS": "",
+    "XLA_FLAGS": flags.quick(),
     "PYTHONPATH": str(REPOSITORY),
 }
 
@@ -124,7 +125,7 @@ def test_resuming_on_fewer_devices_continues_the_curve(whole, tmp_path, monkeypa
     config = interrupted(tmp_path, monkeypatch, dict(data=1, fsdp=8, tensor=1))
     config.mesh = dict(data=1, fsdp=2, tensor=1)
     file = write_config(config, tmp_path / "config.py")
-    two = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    two = {"XLA_FLAGS": f"--xla_force_host_platform_device_count=2 {flags.quick()}"}
     done = command("lmm_jax.train", f"--config={file}", **two)
     assert done.returncode == 0, done.stderr
     curve, expected = losses(config.workdir), losses(whole.workdir)

@@ -59,6 +59,7 @@ class Tiny:
     params: dict[str, Any]
 
     @classmethod
+    @functools.cache
     def make(cls) -> Tiny:
         geometry = lmm.geometry(
             SPEC,
@@ -69,11 +70,18 @@ class Tiny:
             pinpoints=GRIDS,
         )
         params = {}
+
+        def fresh(key, model, given):
+            own = lmm.init(model, key)
+            return {branch: x for branch, x in own.items() if branch not in given}
+
         learn = (strategies.build({name: BUDGETS[name]}, geometry) for name in LEARN)
         for edits in ((), *learn):
             model = lmm.LMM(SPEC, make_plan(geometry, edits))
-            fresh = jax.jit(lambda key, model=model: lmm.init(model, key))
-            params |= fresh(jax.random.key(0))
+            given = frozenset(params)
+            params |= jax.jit(fresh, static_argnums=(1, 2))(
+                jax.random.key(0), model, given
+            )
         # Norms and biases start at ones and zeros, which would hide mistakes in both.
         leaves, tree = jax.tree.flatten(params)
         rng = np.random.default_rng(0)
