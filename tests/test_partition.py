@@ -244,7 +244,7 @@ def test_halves_beside_each_other_are_the_whole(pattern, runs):
     np.testing.assert_allclose(value, expected, rtol=1e-6)
     rows = dict(selection.leaves)["layers/kernel"] or range(6)
     theirs = theirs["layers"]["kernel"][np.array(rows)]
-    np.testing.assert_allclose(gradients["layers"]["kernel"], theirs, atol=1e-5)
+    np.testing.assert_allclose(gradients["layers"]["kernel"], theirs, atol=3e-5)
 
 
 @pytest.mark.parametrize(
