@@ -22,7 +22,7 @@ from lmm_jax import evaluate, experiment, partition, runs, train, weights
 from lmm_jax.checkpoint.state import CheckpointError
 from lmm_jax.data import pipeline
 from lmm_jax.data.pipeline import TooManyBadRecords
-from lmm_jax.experiment import Conversing
+from lmm_jax.experiment import Experiment
 from lmm_jax.models import lmm
 from tests import flags
 from tests.small import small_config, write_config
@@ -93,14 +93,14 @@ def test_resuming_equals_no_interruption_bit_for_bit(whole, tmp_path, monkeypatc
 
 def interrupt(monkeypatch, at: int) -> None:
     """Dies in the middle of a run, without any chance to clean up the state."""
-    real, count = Conversing.place, iter(range(1, 1000))
+    real, count = Experiment.place, iter(range(1, 1000))
 
     def dying(*args):
         if next(count) == at:
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(Conversing, "place", dying)
+    monkeypatch.setattr(Experiment, "place", dying)
 
 
 def interrupted(tmp_path, monkeypatch, mesh):
@@ -136,14 +136,14 @@ def test_resuming_on_fewer_devices_continues_the_curve(whole, tmp_path, monkeypa
 def test_sigterm_saves_and_leaves(whole, tmp_path, monkeypatch):
     config = small_config(tmp_path)
     config.checkpoint.every = 100
-    real, count = Conversing.place, iter(range(1, 1000))
+    real, count = Experiment.place, iter(range(1, 1000))
 
     def terminating(*args):
         if next(count) == 4:
             os.kill(os.getpid(), signal.SIGTERM)
         return real(*args)
 
-    monkeypatch.setattr(Conversing, "place", terminating)
+    monkeypatch.setattr(Experiment, "place", terminating)
     with pytest.raises(SystemExit) as stop:
         train.train(config)
     assert stop.value.code == 143
@@ -234,7 +234,7 @@ def test_frozen_parts_have_no_optimizer_state_and_do_not_move(tmp_path):
 
 def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
     config = small_config(tmp_path)
-    real, count = Conversing.place, iter(range(1, 1000))
+    real, count = Experiment.place, iter(range(1, 1000))
 
     def poisoned(*args):
         batch = dict(real(*args))
@@ -242,7 +242,7 @@ def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, monkeypa
             batch["loss_mask"] = batch["loss_mask"] * np.nan
         return batch
 
-    monkeypatch.setattr(Conversing, "place", poisoned)
+    monkeypatch.setattr(Experiment, "place", poisoned)
     with pytest.raises(FloatingPointError, match="at step 5"):
         train.train(config)
     assert [p.name for p in Path(config.workdir, "checkpoints").iterdir()] == ["3"]

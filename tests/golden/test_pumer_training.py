@@ -14,7 +14,7 @@ from lmm_jax.checkpoint.params import flatten
 from lmm_jax.depth import make_plan
 from lmm_jax.hub.families import meter as meter_family
 from lmm_jax.hub.families import vilt_original
-from lmm_jax.models import meter, vilt
+from lmm_jax.models import encoders, meter, vilt
 from tests.golden import meter as golden_meter
 from tests.golden import reference
 from tests.golden import vilt as golden
@@ -133,7 +133,7 @@ def test_rates_and_decay_of_every_parameter(name):
     module, sizes, kind, family = MODELS[name]
     spec = sizes(reference.load(f"pumer/{name}_vqa_a"))
     model = kind(spec, make_plan(module.geometry(spec, text=10), ()))
-    abstract = jax.eval_shape(lambda k: module.init(model, k), jax.random.key(0))
+    abstract = jax.eval_shape(lambda k: encoders.init(model, k), jax.random.key(0))
     factors = flatten(optim.lr_factors(recipe(name), abstract))
     decays = flatten(optim.decay_mask(recipe(name), abstract))
     parts = f[f"out/{name}_vqa.lr_mult"], f[f"out/{name}_vqa.weight_decay"]
