@@ -32,7 +32,7 @@ ENVIRONMENT = {  # of commands: one device, and compiled as quickly as the tests
     **os.environ,
     "JAX_PLATFORMS": "cpu",
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    "XLA_FLAGS": flags.quick(),
+    "XLA_FLAGS": "",  # they run for longer than they compile
     "PYTHONPATH": str(REPOSITORY),
 }
 
@@ -347,8 +347,8 @@ def test_generate_answers_in_every_way_the_same(whole, tmp_path):
 
 def test_kill_9_and_the_same_command_again(tmp_path):
     """The real thing, in processes of their own."""
-    killed = small_config(tmp_path / "killed", steps=30)
-    whole = small_config(tmp_path / "whole", steps=30)
+    killed = small_config(tmp_path / "killed", steps=12)
+    whole = small_config(tmp_path / "whole", steps=12)
     for name, config in (("killed", killed), ("whole", whole)):
         (tmp_path / name).mkdir()
         write_config(config, tmp_path / name / "config.py")
@@ -361,7 +361,7 @@ def test_kill_9_and_the_same_command_again(tmp_path):
     )
     metrics = Path(killed.workdir) / "metrics.jsonl"
     deadline = time.time() + 200
-    while not (metrics.is_file() and len(metrics.read_text().splitlines()) > 10):
+    while not (metrics.is_file() and len(metrics.read_text().splitlines()) > 4):
         assert process.poll() is None and time.time() < deadline
         time.sleep(0.02)
     process.kill()
