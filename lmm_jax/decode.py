@@ -15,7 +15,7 @@ import numpy as np
 
 from lmm_jax.data.tokenizer import Tokenizer
 from lmm_jax.models import lmm
-from lmm_jax.nn.stack import Cache
+from lmm_jax.nn.cache import Cache
 
 Array = jax.Array
 

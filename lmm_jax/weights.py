@@ -13,7 +13,7 @@ import jax
 
 from lmm_jax import hub, partition, quantize, runs
 from lmm_jax.experiment import Experiment
-from lmm_jax.nn.stack import apart
+from lmm_jax.nn.apart import apart
 from lmm_jax.objectives import TEACHER
 from lmm_jax.partition import LAYERS
 

@@ -15,7 +15,8 @@ from lmm_jax.nn.kernels import Kernel
 from lmm_jax.nn.linear import Linear
 from lmm_jax.nn.norm import LayerNorm, RMSNorm
 from lmm_jax.nn.params import Param
-from lmm_jax.nn.stack import LayerStack, Remat
+from lmm_jax.nn.remat import Remat
+from lmm_jax.nn.stack import LayerStack
 
 Array = jax.Array
 

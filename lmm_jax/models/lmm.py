@@ -27,13 +27,14 @@ from lmm_jax.depth import (
     VisionFeatures,
 )
 from lmm_jax.depth.reduce import reduce_span
-from lmm_jax.models import connector, decoder, native_vit, vit
+from lmm_jax.models import connector, decoder, native_vit, tokens, vit
 from lmm_jax.models.native_vit import NativeVisionTransformer
 from lmm_jax.models.specs import LMMSpec
 from lmm_jax.models.vit import VisionTransformer
+from lmm_jax.nn.cache import Cache, empty_tail
 from lmm_jax.nn.kernels import Kernel
 from lmm_jax.nn.params import Param
-from lmm_jax.nn.stack import Cache, StackOutput, Watch, empty_tail
+from lmm_jax.nn.stack import StackOutput, Watch
 
 Array = jax.Array
 Batch = Mapping[str, Array]
@@ -104,7 +105,7 @@ class LMM(nn.Module):
     def predict(self, state: TokenState, batch: Batch) -> Array:
         """Logits [B, T, W] that predict each text token, from the last layer's state."""
         with jax.named_scope("head"):
-            rows = _predecessors(state, batch["positions"], batch["segment"])
+            rows = tokens.predecessors(state, batch["positions"], batch["segment"])
             hidden = jnp.take_along_axis(state.hidden, rows[..., None], axis=1)
             logits = self.language.logits(hidden)
         return self.constrain(logits, "batch tokens vocab")
@@ -173,12 +174,12 @@ class LMM(nn.Module):
             aligned = {
                 e.name: self._op(e)(vision, self.connector) for e in self.plan.injects
             }
-            _check_aligned(aligned, visual)
+            tokens.check_aligned(aligned, visual)
             ctx = Context(aligned, rng, self._memory(vision, batch))
             visual, gate, ctx = self._compress(visual, batch, ctx)
         state = self._assemble(batch, visual, gate)
         if state.hidden.shape[1] < self.plan.entrance.length:  # mask mode
-            state, ctx = _padded_visual(state, ctx, self.plan.entrance)
+            state, ctx = tokens.padded_visual(state, ctx, self.plan.entrance)
         hidden = self.constrain(state.hidden, "batch tokens act_embed")
         return state.replace(hidden=hidden), ctx
 
@@ -229,7 +230,7 @@ class LMM(nn.Module):
         present = batch["views"][..., :1]
         if self.plan.connect and self.plan.connect.varies:
             present = present & (batch["visual_rows"] >= 0)
-        state = _per_image(visual, present)
+        state = tokens.per_image(visual, present)
         aligned = {
             name: x.reshape(x.shape[0], b * i, v, d) for name, x in ctx.aligned.items()
         }
@@ -389,61 +390,3 @@ def params(spec: LMMSpec) -> tuple[Param, ...]:
         *connector.tap_params(spec, "model.mm_projector.taps.{layer}."),
         *(row.under("language/", "") for row in decoder.params(spec.language)),
     )
-
-
-def _predecessors(state: TokenState, positions: Array, segment: Array) -> Array:
-    """Storage row int32 [B, T] of the live token just before each text token.
-
-    Found by position, so it holds whatever the cuts removed.
-    """
-    earlier = (
-        state.valid[:, None]
-        & (state.segment[:, None] == segment[:, :, None])
-        & (state.positions[:, None] < positions[:, :, None])
-    )
-    return jnp.argmax(jnp.where(earlier, state.positions[:, None], -1), axis=-1)
-
-
-def _per_image(visual: Array, present: Array) -> TokenState:
-    """Each image as a row of its own, [B * I, V, D]; `present` is bool [B, I, V or 1]."""
-    b, i, v, d = visual.shape
-    zero = jnp.zeros((b * i, v), jnp.int32)
-    return TokenState(
-        hidden=visual.reshape(b * i, v, d),
-        positions=jnp.broadcast_to(jnp.arange(v), zero.shape),
-        valid=jnp.broadcast_to(present.reshape(b * i, -1), zero.shape),
-        segment=zero,
-        role=jnp.full((b * i, v), Role.VISUAL, jnp.int8),
-        turn=zero,
-        size=jnp.ones((b * i, v), jnp.float32),
-        layout=Layout.of({"visual": v}),
-    )
-
-
-def _padded_visual(state: TokenState, ctx: Context, entrance: Layout):
-    """Fills the visual span up to the storage of a plan that masks instead of dropping."""
-    where = state.layout.slice("visual")
-    extra = entrance.count("visual") - (where.stop - where.start)
-
-    def pad(x: Array) -> Array:
-        hole = jnp.zeros((x.shape[0], extra, *x.shape[2:]), x.dtype)
-        return jnp.concatenate([x[:, : where.stop], hole, x[:, where.stop :]], axis=1)
-
-    arrays = {name: None if x is None else pad(x) for name, x in state.arrays().items()}
-    aligned = {
-        name: jnp.pad(x, ((0, 0), (0, 0), (0, extra), (0, 0)))
-        for name, x in ctx.aligned.items()
-    }
-    state = state.replace(**arrays, layout=entrance)
-    return state, ctx.replace(aligned=aligned)
-
-
-def _check_aligned(aligned: Mapping[str, Array], visual: Array) -> None:
-    rows = visual.shape[1] * visual.shape[2]
-    for name, buffer in aligned.items():
-        if buffer.shape[2] != rows:
-            raise ValueError(
-                f"{name} injects {buffer.shape[2]} rows, the connector gives {rows} "
-                "visual tokens; they must match row by row: use a reduction at the "
-                "connector, which both follow, instead of another connector."
-            )

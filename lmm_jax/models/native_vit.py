@@ -21,7 +21,8 @@ from lmm_jax.models.specs import VisionSpec
 from lmm_jax.nn import block
 from lmm_jax.nn.linear import Linear
 from lmm_jax.nn.params import Param
-from lmm_jax.nn.stack import LayerStack, Remat
+from lmm_jax.nn.remat import Remat
+from lmm_jax.nn.stack import LayerStack
 from lmm_jax.ops.resize import between_corners
 
 Array = jax.Array

@@ -17,7 +17,8 @@ from lmm_jax.nn import block
 from lmm_jax.nn.block import BlockSpec
 from lmm_jax.nn.embed import TextEmbed
 from lmm_jax.nn.params import Param
-from lmm_jax.nn.stack import LayerStack, Remat
+from lmm_jax.nn.remat import Remat
+from lmm_jax.nn.stack import LayerStack
 
 Array = jax.Array
 

@@ -24,7 +24,8 @@ from lmm_jax.nn import block, halves
 from lmm_jax.nn.attention import Sight, mean_head, probabilities, sight
 from lmm_jax.nn.block import Block, BlockSpec
 from lmm_jax.nn.params import Param
-from lmm_jax.nn.stack import Remat, StackOutput, cut, rematted
+from lmm_jax.nn.remat import Remat, rematted
+from lmm_jax.nn.stack import StackOutput, cut
 
 Array = jax.Array
 Order = Literal["sequential", "parallel"]

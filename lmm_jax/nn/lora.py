@@ -8,13 +8,16 @@ away, and dropout, which acts on the input, would be impossible.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import dataclasses
 import math
+from typing import Any
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from lmm_jax.nn.halves import Halves
 from lmm_jax.nn.linear import Linear
 
 Array = jax.Array
@@ -86,3 +89,26 @@ class LoraLinear(Linear):
             return x
         kept = jax.random.bernoulli(self.make_rng(NOISE), 1 - rate, x.shape)
         return jnp.where(kept, x / (1 - rate), 0)
+
+
+def thinned(layers: Mapping[str, Any], lora: Lora | None) -> Mapping[str, Any]:
+    """Stacked parameters of blocks, with adapters of those layers only that have one."""
+    if not (lora and lora.layers):
+        return layers
+    few = jnp.asarray(lora.layers)
+    return _changed(layers, lora, lambda x: x[few])
+
+
+def adapted(layers: Mapping[str, Any], lora: Lora | None) -> Mapping[str, Any]:
+    """The same as the executor reads them: adapters say whose they are."""
+    if not (lora and lora.layers):
+        return layers
+    return _changed(layers, lora, lambda x: Halves.of(x, None, lora.layers))
+
+
+def _changed(layers, lora: Lora, change):
+    new = {
+        name: {**layers[name], **{leaf: change(layers[name][leaf]) for leaf in LEAVES}}
+        for name in lora.names
+    }
+    return {**layers, **new}

@@ -8,43 +8,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 import functools
-from typing import Any, Literal
+from typing import Any
 
 from flax import linen as nn
 from flax import struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from lmm_jax.depth import Context, Keys, Observation, Place, TokenState
 from lmm_jax.depth.edits import ReduceOp
 from lmm_jax.depth.planner import Cut, Feed, Layer, Mode, Scan, Step
 from lmm_jax.depth.reduce import reduce_span
 from lmm_jax.nn import halves
+from lmm_jax.nn.apart import packed, unpacked
 from lmm_jax.nn.attention import Sight, observe, sight
 from lmm_jax.nn.block import Block, BlockSpec
+from lmm_jax.nn.cache import Cache, Run
 from lmm_jax.nn.chunk import in_chunks
-from lmm_jax.nn.halves import Halves
 from lmm_jax.nn.kernels import Kernel
-from lmm_jax.nn.lora import LEAVES, NOISE
+from lmm_jax.nn.lora import NOISE, adapted, thinned
+from lmm_jax.nn.remat import Remat, rematted
 from lmm_jax.nn.rope import Rotation, rotation
 
 Array = jax.Array
-Remat = Literal["none", "full", "dots"]
 # (tokens that enter a layer, [B, T, D] that leaves it, its keys, its queries [B, T, N, H])
 # to a small tree of arrays.
 Watch = Callable[[TokenState, Array, Keys, Array], Any]
-
-
-@struct.dataclass
-class Run:
-    """What a run of layers leaves for decoding: keys [l, B, S, K, H] and their place.
-
-    Where parameters are `apart`, so are keys, as `_packed` lays them out.
-    """
-
-    keys: Keys | tuple[Keys, ...]
-    place: Place
 
 
 @struct.dataclass
@@ -56,20 +45,6 @@ class StackOutput:
     runs: tuple[Run, ...]
     aux: dict[str, Array]
     watched: Any = None
-
-
-@struct.dataclass
-class Cache:
-    """Keys of a prompt, ragged over depth, and of the tokens decoded since.
-
-    The prompt part is written once, by prefill; a decode step writes the tail only.
-    """
-
-    runs: tuple[Run, ...]
-    tail: Keys  # [L, B, M, K, H]
-    start: Array  # int32 [B]; position of the first decoded token
-    step: Array  # int32 []; decoded tokens so far
-    shift: Array | None = None  # int32 [B]; coordinates minus position
 
 
 class LayerStack(nn.Module):
@@ -104,7 +79,7 @@ class LayerStack(nn.Module):
             layers = self.get_variable("params", "layers")
         else:
             layers = self.param("layers", self._init_layers)
-        self.layers = self._placed(layers)
+        self.layers = adapted(layers, self.spec.lora)
 
     def run(
         self,
@@ -157,7 +132,7 @@ class LayerStack(nn.Module):
                 aux |= said
             watched.append(known)
             if collect:
-                keys = tuple(map(_packed, keys)) if self._apart else keys
+                keys = tuple(map(packed, keys)) if self._apart else keys
                 runs.append(Run(keys, place))
         known = jax.tree.map(lambda *x: jnp.concatenate(x), *watched) if watch else None
         return StackOutput(state, tuple(runs), aux, known)
@@ -219,7 +194,7 @@ class LayerStack(nn.Module):
             fresh = []
             for i, prompt in zip(numbers, prompts):
                 tail = jax.tree.map(lambda t, i=i: t[i], tails)
-                hidden, keys = read(hidden, self.layers[i], _unpacked(prompt), tail)
+                hidden, keys = read(hidden, self.layers[i], unpacked(prompt), tail)
                 fresh.append(keys)
             return hidden, jax.tree.map(lambda *k: jnp.stack(k), *fresh)
 
@@ -391,18 +366,6 @@ class LayerStack(nn.Module):
         """The parameters of one layer of a run, from its row."""
         return row if self._apart else halves.row(self.layers, run, row)
 
-    def _placed(self, layers):
-        """The same; where only some layers have adapters, it is said which."""
-        lora = self.spec.lora
-        if not (lora and lora.layers):
-            return layers
-
-        def few(part):
-            return {leaf: Halves.of(part[leaf], None, lora.layers) for leaf in LEAVES}
-
-        adapted = {name: {**layers[name], **few(layers[name])} for name in lora.names}
-        return {**layers, **adapted}
-
     def _unroll(self, bodies: int) -> int:
         return bodies if self.unroll == 0 else min(self.unroll, bodies)
 
@@ -422,65 +385,7 @@ class LayerStack(nn.Module):
         # they do not drown what entered it, and a small model learns to read sooner.
         for name in ("o", "down"):
             layers[name]["kernel"] *= (2 * self.depth) ** -0.5
-        if (lora := self.spec.lora) and lora.layers:
-            few = jnp.asarray(lora.layers)
-            for name in lora.names:
-                of = layers[name]
-                layers[name] = of | {leaf: of[leaf][few] for leaf in LEAVES}
-        return layers
-
-
-# What costs nothing to repeat.
-_MOVES = ("convert_element_type", "dynamic_slice", "reshape", "squeeze")
-
-
-def rematted(body: Callable, remat: Remat, *, looped: bool = False) -> Callable:
-    """`body`, of which the backward pass recomputes what `remat` says.
-
-    Args:
-        looped: it is that of a scan, which would keep a copy of all weights that it
-            indexes or casts; these are read again instead.
-    """
-    if remat == "none" and not looped:
-        return body
-    policies = jax.checkpoint_policies
-    policy = {
-        "none": lambda primitive, *_, **__: primitive.name not in _MOVES,
-        "full": policies.nothing_saveable,
-        "dots": policies.dots_with_no_batch_dims_saveable,
-    }[remat]
-    # Inside a scan nothing can be merged across iterations, so no barrier is needed.
-    return jax.checkpoint(body, policy=policy, prevent_cse=False)
-
-
-def empty_tail(spec: BlockSpec, depth: int, batch: int, slots: int) -> Keys:
-    """A tail for `slots` decoded tokens, zero-filled: [L, B, M, K, H]."""
-    shape = (depth, batch, slots, spec.kv_heads, spec.head_dim)
-    return Keys(jnp.zeros(shape, spec.dtype), jnp.zeros(shape, spec.dtype))
-
-
-def apart(layers: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Stacked parameters as L trees; on one CPU they are views of the same memory.
-
-    XLA on CPU copies a layer out of its stack before it multiplies by it, three times
-    the traffic that decoding needs. The price is a program that grows with L.
-    """
-    flat, tree = jax.tree.flatten(jax.tree.map(np.asarray, layers))
-    rows = zip(*flat)
-    return tuple(
-        jax.device_put(jax.tree.unflatten(tree, row), may_alias=True) for row in rows
-    )
-
-
-def _packed(keys: Keys) -> Keys:
-    """[B, S, K, H] in the orders that products read, k [B, K, S, H] and v [B, K, H, S]:
-    XLA on CPU would transpose the prompt in every layer of every decode step."""
-    return Keys(keys.k.transpose(0, 2, 1, 3), keys.v.transpose(0, 2, 3, 1))
-
-
-def _unpacked(keys: Keys) -> Keys:
-    """Back; the compiler sees that nothing is to be done."""
-    return Keys(keys.k.transpose(0, 2, 1, 3), keys.v.transpose(0, 3, 1, 2))
+        return thinned(layers, self.spec.lora)
 
 
 def _interleaved(parts: tuple[Any, ...]) -> Any:

@@ -21,7 +21,7 @@ from lmm_jax.depth import (
 )
 from lmm_jax.models import decoder
 from lmm_jax.models.specs import LanguageSpec, named
-from lmm_jax.nn.stack import Cache, empty_tail
+from lmm_jax.nn.cache import Cache, empty_tail
 from lmm_jax.strategies.fastv import MostAttended
 from tests.golden import reference
 

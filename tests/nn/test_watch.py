@@ -10,8 +10,8 @@ import pytest
 
 from lmm_jax.depth import Layer, Layout, Role
 from lmm_jax.nn import watch
+from lmm_jax.nn.apart import apart
 from lmm_jax.nn.attention import observe, sight
-from lmm_jax.nn.stack import apart
 from tests.nn.test_chunk import T, anywhere
 from tests.tiny import SPEC
 
