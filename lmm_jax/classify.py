@@ -69,8 +69,7 @@ def _classified(exp: Encoding, source, run) -> tuple[dict[str, float], int]:
     size = exp.config.eval.batch_size
     for batch in pipeline.in_order(pairs, samples, size, exp.axes.own_rows(size)):
         best = jnp.argmax(run(exp.place(batch)), axis=-1)
-        ids = exp.axes.place({"ids": batch["id"]})
-        rows = jax.device_get(exp.axes.whole({"best": best, **ids}))
+        rows = exp.axes.read({"best": best}, {"ids": batch["id"]})
         found |= zip(rows["ids"].tolist(), rows["best"].tolist())  # -1 fills up
     scorer = vqa.official if exp.task.labels else exact.score
     task = tasks.Task(
@@ -98,16 +97,8 @@ def _classified(exp: Encoding, source, run) -> tuple[dict[str, float], int]:
 def _row(exp, task, pair: Pair, names: Sequence[str], best: int) -> dict[str, Any]:
     right = pair.target.get("label")
     answers = pair.answers if right is None else (names[int(right)],)
-    return {
-        "question_id": pair.id,
-        "prompt": pair.text,
-        "text": names[best],
-        "answers": list(answers),
-        "score": tasks.score(task, names[best], answers) if answers else {},
-        "category": "",
-        "model_id": exp.config.name,
-        "metadata": {"protocol": task.protocol, "version": task.version},
-    }
+    asked = dict(name=pair.id, prompt=pair.text, answers=answers, secret=not answers)
+    return tasks.prediction(task, exp.config.name, names[best], **asked)
 
 
 class _Part(Sequence[Pair]):
@@ -154,7 +145,7 @@ def _scores(exp: Encoding, gallery: Gallery, run) -> np.ndarray:
         image = {k: one[k] for k in ("images", "grid") if k in one}
         image = exp.place({k: np.stack([x] * len(own)) for k, x in image.items()})
         found = jnp.concatenate([run({**image, **part}) for part in parts])
-        scores[i] = exp.axes.whole({"all": found})["all"][: shape[1], 0]
+        scores[i] = exp.axes.read({"all": found})["all"][: shape[1], 0]
         if chief:
             scores.flush()
     return np.asarray(scores)

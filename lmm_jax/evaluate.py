@@ -145,16 +145,10 @@ def choose(
 
 def _row(exp, task: tasks.Task, question, prompt: str, text: str, answers):
     """One line of predictions."""
-    return {
-        "question_id": question.id,
-        "prompt": prompt,
-        "text": text,
-        "answers": list(answers),
-        "score": tasks.score(task, text, answers),
-        "category": question.category,
-        "model_id": exp.config.name,
-        "metadata": {"protocol": task.protocol, "version": task.version},
-    }
+    asked = dict(name=question.id, prompt=prompt, answers=answers)
+    return tasks.prediction(
+        task, exp.config.name, text, **asked, category=question.category
+    )
 
 
 def _common(

@@ -283,7 +283,7 @@ def observed(
     found = []
     for _ in range(-(-samples // data.batch_size)):
         seen = program(params, exp.place(next(batches)))
-        found.append(jax.device_get(exp.axes.whole({"seen": seen})["seen"]))
+        found.append(exp.axes.read({"seen": seen})["seen"])
     batches.close()
     return jax.tree.map(lambda *x: np.concatenate(x)[:samples], *found)
 

@@ -89,14 +89,16 @@ def merged(params: Mapping[str, Any], lora: Lora | None) -> dict[str, Any]:
     if lora is None:
         return params
     flat = partition.flatten(params)
-    few = slice(None) if lora.layers is None else jnp.asarray(lora.layers)
     for path in [path for path in flat if path.endswith(_A)]:
         kernel = path.replace(_A, "kernel")
-        whole = jnp.asarray(flat[kernel])
-        layers = (whole[few], flat.pop(path), flat.pop(path.replace(_A, _B)))
+        whole = flat[kernel]
+        some = whole if lora.layers is None else whole[jnp.asarray(lora.layers)]
+        layers = (some, flat.pop(path), flat.pop(path.replace(_A, _B)))
         # One layer after the other: a product of all of them is as large as the stack.
         new = jax.lax.map(lambda layer: _merged(*layer, lora.scale), layers)
-        flat[kernel] = whole.at[few].set(new)
+        if lora.layers is not None:
+            new = jnp.asarray(whole).at[jnp.asarray(lora.layers)].set(new)
+        flat[kernel] = new
     return traverse_util.unflatten_dict(flat, sep="/")
 
 

@@ -254,7 +254,7 @@ def train(config: ml_collections.ConfigDict) -> Path:
 
     flops = train_flops(plan, exp.learns(parts.abstract_state.learning))
     rows = exp.config.data.batch_size * exp.candidates
-    tokens = rows * (plan.entrance.length)
+    tokens = rows * plan.entrance.length
     work = metrics.Work.on_devices(tokens, rows * flops)
     shown = metrics.Progress(settings.steps, start=step, every=settings.log_every)
     writers = metrics.Writers(workdir, settings.writers)

@@ -216,6 +216,41 @@ def score(task: Task, text: str, answers: Sequence[str]) -> dict[str, float]:
     return {name: scorer(text, answers) for name, scorer in task.metrics.items()}
 
 
+def prediction(
+    task: Task,
+    model: str,
+    text: str,
+    *,
+    name: str,
+    prompt: str,
+    answers: Sequence[str],
+    category: str = "",
+    secret: bool = False,
+) -> dict[str, Any]:
+    """A row for `write_predictions` and `aggregate`.
+
+    Args:
+      model: its name.
+      text: its answer.
+      name: of the question.
+      answers: right ones.
+      secret: whether nobody but the benchmark's owners knows them; then there is no score.
+
+    Raises:
+      ValueError: too few answers to score by.
+    """
+    return {
+        "question_id": name,
+        "prompt": prompt,
+        "text": text,
+        "answers": list(answers),
+        "score": {} if secret else score(task, text, answers),
+        "category": category,
+        "model_id": model,
+        "metadata": {"protocol": task.protocol, "version": task.version},
+    }
+
+
 def aggregate(
     task: Task,
     rows: Iterable[Mapping[str, Any]],

@@ -143,6 +143,15 @@ class Axes:
         waited for."""
         return _same(dict(batch), self.sharding())
 
+    def read(
+        self, held: Mapping[str, Any], rows: Mapping[str, np.ndarray] | None = None
+    ) -> dict[str, Any]:
+        """Global arrays, and all rows of batches of which every process has its own, on
+        the host."""
+        return jax.device_get(
+            self.whole({**held, **(self.place(rows) if rows else {})})
+        )
+
     def params(self, abstract: Mapping[str, Any], rows: Sequence[Param]) -> Any:
         """Shardings of a parameter tree, from its rows.
 
