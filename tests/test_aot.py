@@ -81,6 +81,14 @@ def test_parameters_are_gathered_layer_by_layer(fsdp, reports):
     assert max(op.moved for op in found) <= max(layer)
 
 
+def test_each_device_keeps_the_cache_of_its_own_rows(fsdp, reports):
+    """Also the part that is still empty."""
+    generator, *prompts = programs._prompts(fsdp)
+    _, cache = jax.eval_shape(generator.prefill, *prompts)
+    whole = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache))
+    assert reports["decode"].memory.held["cache"] == pytest.approx(whole / 8, rel=0.01)
+
+
 def test_a_report_says_it_all(reports):
     text = report.table(reports["update"])
     for said in ("optimizer state", "all-gather", "utilisation", ": fits"):

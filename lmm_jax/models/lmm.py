@@ -125,7 +125,11 @@ class LMM(nn.Module):
         order = jnp.where(state.valid, state.positions, -1)
         last = jnp.argmax(order, axis=1)
         hidden = jnp.take_along_axis(state.hidden, last[:, None, None], axis=1)
-        tail = empty_tail(s.block, s.depth, len(last), slots)
+        tail = jax.tree.map(
+            # Zeros follow no operand: unpinned, every device would hold all rows.
+            lambda x: self.constrain(x, "layers batch tokens kv_heads head_dim"),
+            empty_tail(s.block, s.depth, len(last), slots),
+        )
         start = jnp.max(jnp.where(batch["valid"], batch["positions"], -1), axis=1) + 1
         cache = Cache(out.runs, tail, start.astype(jnp.int32), jnp.zeros((), jnp.int32))
         if s.axes:
