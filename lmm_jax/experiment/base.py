@@ -7,7 +7,7 @@ and a program compiled for machines that are not there.
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 from pathlib import Path
@@ -22,13 +22,15 @@ from lmm_jax.depth import Plan
 from lmm_jax.depth.cost import Learns
 from lmm_jax.lora import LEARNS
 from lmm_jax.nn.params import Param
-from lmm_jax.objectives import Objective
+from lmm_jax.objectives import TEACHER, Objective
 from lmm_jax.parallel.axes import Axes
 from lmm_jax.parallel.mesh import make_mesh
 from lmm_jax.sections import Sections
 
 SIZES = "sizes.json"  # in a work directory, in the form of the hub's config.json
 HOST_ONLY = ("id", "skipped")  # what a batch says to the host, not to the device
+# (model, key) to random parameters.
+Init = Callable[[nn.Module, jax.Array], dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,11 +40,14 @@ class Experiment(abc.ABC):
     Attributes:
         config: checked sections.
         devices: for the mesh; None takes all there are.
+        plain: how reports call the model without a strategy.
+        init: random parameters of a model.
     """
 
     config: Sections
     devices: tuple[jax.Device, ...] | None = None
-    plain: ClassVar[str]  # how reports call the model without a strategy
+    plain: ClassVar[str]
+    init: ClassVar[Init]
 
     @functools.cached_property
     @abc.abstractmethod
@@ -71,10 +76,6 @@ class Experiment(abc.ABC):
     @abc.abstractmethod
     def model(self, *, train: bool, suffix: int = 0) -> nn.Module:
         """The model along `plan`, its activations pinned to the mesh."""
-
-    @abc.abstractmethod
-    def fresh(self, model: nn.Module, key: jax.Array) -> dict[str, Any]:
-        """Random parameters. Call it under `jax.jit` or `jax.eval_shape`."""
 
     def teacher(self, model: nn.Module) -> nn.Module | None:
         """What a model imitates while it learns; its parameters are `TEACHER`'s."""
@@ -140,9 +141,17 @@ class Experiment(abc.ABC):
             )
         return tokenizer
 
+    def fresh(self, model: nn.Module, key: jax.Array) -> dict[str, Any]:
+        """Random parameters, a teacher's too. Call it under `jax.jit`."""
+        teacher = self.teacher(model)
+        taught = {TEACHER: self.init(teacher, key)} if teacher else {}
+        return {**self.init(model, key), **taught}
+
     def abstract_params(self, model: nn.Module) -> dict[str, Any]:
         """Shapes and dtypes of all parameters; nothing is allocated."""
-        return jax.eval_shape(lambda key: self.fresh(model, key), jax.random.key(0))
+        teacher = self.teacher(model)
+        taught = {TEACHER: _shapes(self.init, teacher)} if teacher else {}
+        return {**_shapes(self.init, model), **taught}
 
     def placed_params(self, model: nn.Module) -> dict[str, Any]:
         """The same, each with its sharding on the mesh."""
@@ -178,3 +187,10 @@ class Experiment(abc.ABC):
             return dtype
         platform = (self.devices or jax.devices())[0].platform
         return "float32" if platform == "cpu" else "bfloat16"
+
+
+@functools.lru_cache(maxsize=32)
+def _shapes(init: Init, model: nn.Module) -> dict[str, Any]:
+    """Of a model's parameters. Tracing takes seconds, and every command needs them more
+    than once."""
+    return jax.eval_shape(functools.partial(init, model), jax.random.key(0))

@@ -41,6 +41,7 @@ class Conversing(Experiment):
 
     language: LanguageSpec | None = None
     plain = "llava"
+    init = staticmethod(lmm.init)
 
     @functools.cached_property
     def spec(self) -> LMMSpec:
@@ -253,9 +254,6 @@ class Conversing(Experiment):
         slots, text = Slots.of(plan), self.config.text
         template = find_template(text.template)
         return SampleSpec(self.images, slots, template, self.tokenizer, text.truncate)
-
-    def fresh(self, model: lmm.LMM, key: jax.Array) -> dict[str, Any]:
-        return lmm.init(model, key)
 
     def rows(self, model: lmm.LMM) -> tuple[Param, ...]:
         return (*lmm.params(model.spec), *of_ops(model.plan))

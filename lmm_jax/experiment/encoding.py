@@ -33,6 +33,7 @@ class Encoding(Experiment):
     """Of an encoder, a head and perhaps a teacher, which is the encoder without cuts."""
 
     plain = "whole"
+    init = staticmethod(encoders.init)
 
     @functools.cached_property
     def spec(self) -> EncoderSpec:
@@ -112,11 +113,6 @@ class Encoding(Experiment):
             return None
         plain = make_plan(dataclasses.replace(sizes, train=False), ())
         return model.clone(plan=plain)
-
-    def fresh(self, model: nn.Module, key: jax.Array) -> dict[str, Any]:
-        teacher = self.teacher(model)
-        taught = {TEACHER: encoders.init(teacher, key)} if teacher else {}
-        return {**encoders.init(model, key), **taught}
 
     def rows(self, model: nn.Module) -> tuple[Param, ...]:
         own = encoders.family(self.spec).params(model.spec)
