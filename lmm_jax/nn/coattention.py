@@ -99,12 +99,12 @@ class CoAttentionStack(nn.Module):
 
         streams = _hidden(state, TEXT), _hidden(state, IMAGE)
         layers = self._rows(run, step)
-        body = rematted(body, self.remat)
+        unroll = len(run) if self.unroll == 0 else min(self.unroll, len(run))
+        body = rematted(body, self.remat, times=-(-len(run) // unroll))
         if self._apart:
             for layer in layers:
                 streams, _ = body(streams, layer)
         else:
-            unroll = len(run) if self.unroll == 0 else min(self.unroll, len(run))
             streams, _ = jax.lax.scan(body, streams, layers, unroll=unroll)
         words, patches = streams
         return _put(_put(state, TEXT, words), IMAGE, patches)

@@ -235,10 +235,11 @@ class LayerStack(nn.Module):
 
         layers = tuple(self._rows(run, step, ctx) for run in runs)
         fed = tuple(ctx.aligned[f.source][f.start : f.stop] for f in step.feeds)
-        body = rematted(body, self.remat, looped=not self._apart)
         bodies = (step.stop - step.start) // step.period
+        unroll = self._unroll(bodies)
+        times = -(-bodies // unroll)
+        body = rematted(body, self.remat, scanned=not self._apart, times=times)
         if not self._apart:
-            unroll = self._unroll(bodies)
             hidden, (keys, known) = jax.lax.scan(
                 body, state.hidden, (layers, fed), unroll=unroll
             )
