@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+import re
 import subprocess
 import sys
 
@@ -38,15 +39,26 @@ def prompts(size: int) -> tuple[str, ...]:
     return (*PREFILL, f"--config.eval.batch_size={size}")
 
 
+def region(layers: str, lm: str = "vicuna-7b") -> str:
+    return f"visual_region.py:lm={lm},mode=full,layers={layers}"
+
+
 # Name, topology, config, and what else is said. Batches of v5e-256 are one row a chip.
 ROWS = (
     ("LLaVA 7B", "v5e-256", "llava.py", (batch(256), DOTS)),
     ("DeepStack 7B", "v5e-256", "deepstack.py", (batch(256), DOTS)),
-    ("DeepStack 7B", "v5e-256", "deepstack.py", (tensor(2), FULL)),
+    ("DeepStack 7B, tensor 2", "v5e-256", "deepstack.py", (tensor(2), FULL)),
     ("DeepStack 7B, XLA attention", "v5e-256", "deepstack.py", (tensor(2), FULL, XLA)),
+    ("All tokens in context 7B", "v5e-256", "llava_hires.py", (batch(256), FULL)),
     ("FlashSloth", "v5e-256", "flashsloth.py", (batch(256), FULL)),
     ("LLaVA 13B", "v5e-256", f"llava.py:{BIG}", (batch(256), FULL)),
     ("DeepStack 13B", "v5e-256", f"deepstack.py:{BIG}", (batch(256), FULL)),
+    ("Region 7B, all layers", "v5e-256", region("all"), (batch(256),)),
+    ("Region 7B, 8 of 32", "v5e-256", region("paper"), (batch(256),)),
+    ("Region 8B, all layers", "v5e-256", region("all", "llama-3-8b"), (batch(256),)),
+    ("Region 8B, 8 of 32", "v5e-256", region("paper", "llama-3-8b"), (batch(256),)),
+    ("Region 13B, all layers", "v5e-256", region("all", "vicuna-13b"), (batch(256),)),
+    ("Region 13B, 9 of 40", "v5e-256", region("paper", "vicuna-13b"), (batch(256),)),
     ("FastV 7B, prefill", "v5e-256", "fastv.py", prompts(256)),
     ("FastV 13B, prefill", "v5e-256", f"fastv.py:{BIG}", prompts(256)),
     ("LLaVA 7B", "v5p-128", "llava.py", (DOTS,)),
@@ -54,6 +66,8 @@ ROWS = (
     ("FlashSloth", "v5p-128", "flashsloth.py", (DOTS,)),
     ("LLaVA 13B", "v5p-128", f"llava.py:{BIG}", (DOTS,)),
     ("DeepStack 13B", "v5p-128", f"deepstack.py:{BIG}", (DOTS,)),
+    ("Region 7B, 8 of 32", "v5p-128", region("paper"), ()),
+    ("Region 13B, 9 of 40", "v5p-128", region("paper", "vicuna-13b"), ()),
     ("FastV 7B, prefill", "v5p-128", "fastv.py", prompts(64)),
     ("FastV 13B, prefill", "v5p-128", f"fastv.py:{BIG}", prompts(64)),
 )
@@ -92,9 +106,10 @@ def main(argv: list[str]) -> None:
     folder = Path(_OUT.value)
     folder.mkdir(parents=True, exist_ok=True)
     print(HEAD, flush=True)
-    for number, (name, topology, config, words) in enumerate(ROWS):
-        if _ONLY.value in f"{name} {topology}":
-            file = folder / f"{number:02}.json"
+    for name, topology, config, words in ROWS:
+        row = f"{name} {topology}"
+        if _ONLY.value in row:
+            file = folder / f"{re.sub(r'[^a-z0-9]+', '-', row.lower())}.json"
             print(
                 line(name, topology, record(file, topology, config, words)), flush=True
             )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 
 Remat = Literal["none", "full", "dots"]
 # What costs nothing to repeat.
@@ -35,3 +36,25 @@ def rematted(
     # and keep it all; inside one it cannot, and a barrier would cost.
     merges = times == 1 and remat != "none"
     return jax.checkpoint(body, policy=policy, prevent_cse=merges)
+
+
+def in_turn(x: Any, params: Any) -> tuple[Any, Any]:
+    """The same, to be read by layers that no loop holds: the gradients of their parameters
+    are finished before layers below start, instead of all being held at once."""
+    leaves, tree = jax.tree.flatten(params)
+    floats = [jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves]
+    x, tied = _tied(x, [leaf for leaf, keep in zip(leaves, floats) if keep])
+    tied = iter(tied)
+    leaves = [next(tied) if keep else leaf for leaf, keep in zip(leaves, floats)]
+    return x, jax.tree.unflatten(tree, leaves)
+
+
+@jax.custom_vjp
+def _tied(x, params):
+    return x, params
+
+
+_tied.defvjp(
+    lambda *both: (both, None),
+    lambda _, gradients: jax.lax.optimization_barrier(gradients),
+)

@@ -27,7 +27,7 @@ from lmm_jax.nn.cache import Cache, Run
 from lmm_jax.nn.chunk import in_chunks
 from lmm_jax.nn.kernels import Kernel
 from lmm_jax.nn.lora import NOISE, adapted, thinned
-from lmm_jax.nn.remat import Remat, rematted
+from lmm_jax.nn.remat import Remat, in_turn, rematted
 from lmm_jax.nn.rope import Rotation, rotation
 
 Array = jax.Array
@@ -240,8 +240,11 @@ class LayerStack(nn.Module):
         times = -(-bodies // unroll)
         body = rematted(body, self.remat, scanned=not self._apart, times=times)
         if not self._apart:
+            hidden = state.hidden
+            if times == 1 and self.remat != "none":
+                hidden, layers = in_turn(hidden, layers)
             hidden, (keys, known) = jax.lax.scan(
-                body, state.hidden, (layers, fed), unroll=unroll
+                body, hidden, (layers, fed), unroll=unroll
             )
             return hidden, _interleaved(keys), _interleaved(known)
         hidden, kept, known = state.hidden, [], []
