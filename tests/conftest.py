@@ -26,6 +26,16 @@ jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_disable_most_optimizations", True)
 
 
+# A worker that took one of these last would work alone.
+_LONG = ("test_train.py", "test_laws.py", "test_processes.py", "test_sharding.py")
+
+
+def pytest_collection_modifyitems(items):
+    """Files that take minutes first, in that order."""
+    order = {name: place for place, name in enumerate(_LONG)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
 @pytest.fixture(scope="session")
 def tiny() -> Tiny:
     """A small random model and a batch with padding, a text-only row and two images."""

@@ -25,7 +25,7 @@ def small_config(
     pages = folder / "pages"
     c.documents = dict(directory=str(pages), train=40, validation=8, seed=0)
     c.text.update(
-        tokenizer="characters", template="short", prefix=0, suffix=384, truncate=True
+        tokenizer="characters", template="short", prefix=0, suffix=160, truncate=True
     )
     c.data.sources = (dict(path=f"{pages}/train.json", images=str(pages)),)
     c.data.update(batch_size=8, seed=0, workers=0, threads=1, prefetch=1)

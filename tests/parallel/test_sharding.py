@@ -63,7 +63,8 @@ def alone(tmp_path_factory):
 @pytest.mark.parametrize(
     ("mesh", "strategy"),
     [
-        *((mesh, "deepstack") for mesh in MESHES if mesh != "one"),
+        ("fsdp", "deepstack"),
+        ("data x fsdp x tensor", "deepstack"),
         ("data x fsdp x tensor", "deepstack_v"),
         ("fsdp x tensor", "fastv"),
     ],
