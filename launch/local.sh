@@ -53,7 +53,8 @@ while ((${#pids[@]})); do
   if ((code && !status)); then
     status=$code
     echo "process $number ended with code $code; the others have $grace s" >&2
-    (sleep "$grace" && kill -KILL "${pids[@]}") 2>/dev/null &
+    # Killed, it leaves its sleep behind, which must not hold on to our output.
+    (sleep "$grace" && kill -KILL "${pids[@]}") >/dev/null 2>&1 &
     watchdog=$!
   fi
 done

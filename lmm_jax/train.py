@@ -235,7 +235,11 @@ def train(config: ml_collections.ConfigDict) -> Path:
     checkpoints = Checkpoints(
         workdir, keep=exp.config.checkpoint.keep, every=exp.config.checkpoint.every
     )
-    state, frozen, meta = _restore_or_init(exp, parts, checkpoints)
+    try:
+        state, frozen, meta = _restore_or_init(exp, parts, checkpoints)
+    except BaseException:
+        checkpoints.close()  # what its threads still had to do would drown the message
+        raise
     if chief:  # not before: a start that failed must not shape the next one
         runs.describe(exp, config, workdir)
     step, before = int(state.step), float(meta.get("seconds", 0.0))

@@ -252,8 +252,12 @@ class Checkpoints(CheckpointReader):
 
     def close(self) -> None:
         """Waits, then stops the background threads; raises as `wait`."""
+        # Orbax waits for the cleaning it starts with only when it saves.
+        cleaning = getattr(self._manager, "_cleanup_tmp_directory_future", None)
         try:
             self.wait()
+            if cleaning is not None:
+                cleaning.result()
         finally:
             super().close()
 
