@@ -32,21 +32,32 @@ def rematted(
         "full": policies.nothing_saveable,
         "dots": policies.dots_with_no_batch_dims_saveable,
     }[remat]
-    # Outside a loop XLA would merge what is computed again with what was computed first,
-    # and keep it all; inside one it cannot, and a barrier would cost.
-    merges = times == 1 and remat != "none"
-    return jax.checkpoint(body, policy=policy, prevent_cse=merges)
+    return jax.checkpoint(body, policy=policy, prevent_cse=_merges(remat, times))
 
 
-def in_turn(x: Any, params: Any) -> tuple[Any, Any]:
-    """The same, to be read by layers that no loop holds: the gradients of their parameters
-    are finished before layers below start, instead of all being held at once."""
+def in_turn(x: Any, params: Any, remat: Remat, times: int) -> tuple[Any, Any]:
+    """The same, to be read by layers: where no loop holds these, the gradients of their
+    parameters are finished before layers below start, instead of all being held at once.
+
+    Args:
+        x: enters the layers.
+        params: of the layers, or numbers of frozen ones.
+        remat, times: as above.
+    """
+    if not _merges(remat, times):
+        return x, params
     leaves, tree = jax.tree.flatten(params)
     floats = [jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves]
     x, tied = _tied(x, [leaf for leaf, keep in zip(leaves, floats) if keep])
     tied = iter(tied)
     leaves = [next(tied) if keep else leaf for leaf, keep in zip(leaves, floats)]
     return x, jax.tree.unflatten(tree, leaves)
+
+
+def _merges(remat: Remat, times: int) -> bool:
+    """Whether XLA would merge what is computed again with what was computed first, and keep
+    it all. Inside a loop it cannot, and a barrier would cost."""
+    return times == 1 and remat != "none"
 
 
 @jax.custom_vjp

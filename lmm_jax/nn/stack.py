@@ -240,9 +240,7 @@ class LayerStack(nn.Module):
         times = -(-bodies // unroll)
         body = rematted(body, self.remat, scanned=not self._apart, times=times)
         if not self._apart:
-            hidden = state.hidden
-            if times == 1 and self.remat != "none":
-                hidden, layers = in_turn(hidden, layers)
+            hidden, layers = in_turn(state.hidden, layers, self.remat, times)
             hidden, (keys, known) = jax.lax.scan(
                 body, hidden, (layers, fed), unroll=unroll
             )

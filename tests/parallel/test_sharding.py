@@ -63,8 +63,7 @@ def alone(tmp_path_factory):
 @pytest.mark.parametrize(
     ("mesh", "strategy"),
     [
-        ("fsdp", "deepstack"),
-        ("data x fsdp x tensor", "deepstack"),
+        *((mesh, "deepstack") for mesh in MESHES if mesh != "one"),
         ("data x fsdp x tensor", "deepstack_v"),
         ("fsdp x tensor", "fastv"),
     ],
