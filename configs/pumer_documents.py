@@ -24,7 +24,7 @@ def get_config(arg=None):
     c.workdir = f"runs/pumer-documents-{a.task}-{a.strategy}"
     c.model.unroll = 0  # XLA on CPU runs unrolled layers faster
     folder = "data/document_tasks"
-    c.documents = dict(directory=folder, train=8000, validation=400, seed=0)
+    c.documents = dict(directory=folder, train=8000, validation=400, seed=0, vocab=512)
     train, evaluated = presets.encoder_sets(a.task, folder, coco="vqav2")
     c.data.update(sources=(train,), batch_size=32, seed=a.seed, workers=0, threads=2)
     c.task.update(augment=False, sources=(evaluated,))

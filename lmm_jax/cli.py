@@ -110,7 +110,11 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 def _told(error: Exception) -> str:
     plain = isinstance(error, flags.Error) or not error.args
-    return str(error if plain else error.args[0])
+    told = error if plain else error.args[0]
+    if isinstance(told, KeyError) and " " not in str(told):  # it says no more than that
+        name = str(told).strip("\"'")
+        return f"the config has no field {name!r} there; config.json of a run shows all"
+    return str(told)
 
 
 def _default_config(argv: list[str]) -> str | None:

@@ -119,6 +119,38 @@ def _cast(hint: Any, value: Any, where: str) -> Any:
     return value
 
 
+def completed(
+    cls: type, section: ml_collections.ConfigDict
+) -> ml_collections.ConfigDict:
+    """The section with every field that it leaves to its default, nested ones too.
+
+    The command line changes fields that are there, and no others.
+    """
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        name, (hint, may_be_none) = field.name, _plain(hints[field.name])
+        value = section.get(name)
+        if dataclasses.is_dataclass(hint):
+            if value is not None or not may_be_none:
+                part = ml_collections.ConfigDict() if value is None else value
+                section[name] = completed(hint, part)
+        elif value is None and may_be_none:
+            section[name] = ml_collections.config_dict.placeholder(hint)
+        elif name not in section and field.default is not dataclasses.MISSING:
+            section[name] = field.default
+        elif name not in section and field.default_factory is not dataclasses.MISSING:
+            section[name] = field.default_factory()
+    return section
+
+
+def _plain(hint: Any) -> tuple[Any, bool]:
+    """The type of an annotation without None, and whether None was there."""
+    args = typing.get_args(hint)
+    if type(None) not in args:
+        return hint, False
+    return next(arg for arg in args if arg is not type(None)), True
+
+
 def _meant(name: str, known: Mapping[str, Any]) -> str:
     close = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ml_collections
 
+from lmm_jax.config import completed
 from lmm_jax.data.documents import HIRES_CATEGORIES, LOWRES_CATEGORIES
-from lmm_jax.parallel.axes import RULES
+from lmm_jax.sections import Sections
 
 TEMPLATES = {  # of language models that have one; others get LLaVA-1.5's
     "phi-3-mini": "phi3_instruct",
@@ -96,8 +97,7 @@ def llava(
         b2=0.999,
         eps=1e-8,
         weight_decay=0.0,
-        # The published DeepSpeed files leave clipping off.
-        clip=ml_collections.config_dict.placeholder(float),
+        clip=None,  # the published DeepSpeed files leave it off
         lr_scale=dict(connector=0.1) if adapts else dict(),
     )
     c.train = dict(
@@ -111,10 +111,7 @@ def llava(
         profile=(),
         loss_weights=dict(),
     )
-    c.mesh = dict(data=1, fsdp=-1, tensor=1)
-    c.axes = RULES
     c.checkpoint = dict(every=500, keep=2)
-    c.init = dict(run="", fresh=())
     c.eval = dict(
         tasks=(),
         questions="",
@@ -130,9 +127,7 @@ def llava(
         groups=dict(),
         after_training=False,
     )
-    c.compare = dict(strategies=(), base="", category="total")
-    c.bench = dict(variants=())
-    return c
+    return completed(Sections, c)
 
 
 BUNNY = {  # rate of alignment, template, length
@@ -212,7 +207,7 @@ def encoder(name: str, task: str) -> ml_collections.ConfigDict:
     c.optim.no_decay = ("(.*/)?bias", "((text|stack)/(.*[_/])?)?norm/scale")
     c.train.learn = ("(?!teacher/).*",)
     c.eval.after_training = True
-    return c
+    return completed(Sections, c)
 
 
 def encoder_sets(
@@ -258,7 +253,7 @@ def documents(*, steps: int, seed: int) -> ml_collections.ConfigDict:
     c.model.remat, c.model.unroll = "none", 0  # XLA on CPU runs unrolled layers faster
     c.image.mode = "stretch"
     folder = "data/quickstart"
-    c.documents = dict(directory=folder, train=8000, validation=200, seed=0)
+    c.documents = dict(directory=folder, train=8000, validation=200, seed=0, vocab=512)
     c.text.update(
         tokenizer=f"{folder}/tokenizer",
         template="short",

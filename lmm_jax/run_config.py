@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from lmm_jax.config import completed
 from lmm_jax.runs import load_run
+from lmm_jax.sections import Sections
 
 
 def get_config(workdir: str):
     """Reads `workdir`/config.json."""
-    return load_run(workdir)
+    return completed(Sections, load_run(workdir))

@@ -26,6 +26,7 @@ from lmm_jax.checkpoint.state import CheckpointReader
 from lmm_jax.depth.table import table
 from lmm_jax.experiment import SIZES, Experiment
 from lmm_jax.objectives import TEACHER
+from lmm_jax.sections import Sections
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 SAME_RUN = ("model", "strategy", "text", "image", "lora")
@@ -206,13 +207,12 @@ def _refuse_other_run(workdir: Path, config: ml_collections.ConfigDict) -> None:
 
 
 def _identity(text: str) -> dict[str, Any]:
-    config = configs.from_json(text).to_dict()
+    # Older runs lack fields that came later.
+    config = configs.completed(Sections, configs.from_json(text)).to_dict()
     kept = {section: dict(config.get(section) or {}) for section in SAME_RUN}
     for name in EXECUTION:
         kept["model"].pop(name, None)
     if not kept["lora"].get("rank"):
-        kept["lora"] = {}  # off, as in runs from before there was LoRA
-    elif not kept["lora"].get("layers"):
-        kept["lora"].pop("layers", None)  # all, as in runs from before one could choose
+        kept["lora"] = {}  # off, whatever else it says
     kept["train"] = {"learn": config["train"]["learn"]}  # as many rows may be others
     return kept
