@@ -25,7 +25,7 @@ from lmm_jax import cli, experiment
 from lmm_jax.compiled import programs, tpu
 from lmm_jax.compiled.report import Report, compile_for, table
 from lmm_jax.compiled.tpu import Slice
-from lmm_jax.experiment import Experiment
+from lmm_jax.experiment import Conversing, Experiment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +50,20 @@ class Setting:
         train = dataclasses.replace(c.train, accumulate=self.accumulate)
         config = dataclasses.replace(c, mesh=mesh, model=model, train=train)
         return dataclasses.replace(exp, config=config)
+
+
+def with_layers(exp: Experiment, depth: int) -> Experiment:
+    """The experiment with another number of language layers, to see what does not grow.
+
+    Raises:
+        ValueError: an encoder, whose layers are its name's.
+    """
+    if not isinstance(exp, Conversing):
+        raise ValueError(
+            f"--depth={depth}: {exp.called} has no language layers apart; leave it out."
+        )
+    language = dataclasses.replace(exp.spec.language, depth=depth)
+    return dataclasses.replace(exp, language=language)
 
 
 def setting(exp: Experiment) -> Setting:
@@ -93,7 +107,10 @@ def remedy(exp: Experiment, name: programs.Name, report: Report) -> str:
     more = dataclasses.replace(setting(exp), accumulate=2 * setting(exp).accumulate)
     if not undivided(more.of(exp), name):
         return f"use train.accumulate={more.accumulate}, or a larger mesh.tensor."
-    return "use a larger mesh.tensor, a smaller data.batch_size, or more chips."
+    return (
+        "use a larger mesh.context or mesh.tensor, a smaller data.batch_size, or more "
+        "chips."
+    )
 
 
 def sweep(
@@ -165,6 +182,8 @@ def main(argv: Sequence[str], config) -> None:
     asked = flags.FLAGS
     chips = tpu.named(asked.topology)
     exp = experiment.build(config, chips.devices())
+    if asked.depth:
+        exp = with_layers(exp, asked.depth)
     if asked.sweep:
         records = _sweep(exp, chips, asked)
     else:
@@ -183,6 +202,7 @@ if __name__ == "__main__":
         "topology", "v5e:16x16", "GENERATION:SHAPE, or a product name such as v5e-256."
     )
     flags.DEFINE_enum("program", "update", programs.NAMES, "What is compiled.")
+    flags.DEFINE_integer("depth", 0, "Language layers, if not the model's (0).")
     flags.DEFINE_bool("sweep", False, "Try the settings below and print the best.")
     flags.DEFINE_list("tensor", ["1", "2", "4"], "Sizes of mesh.tensor in a sweep.")
     flags.DEFINE_list("remat", ["dots", "full"], "Policies in a sweep.")
