@@ -23,7 +23,7 @@ from lmm_jax.depth.cost import Learns
 from lmm_jax.lora import LEARNS
 from lmm_jax.nn.params import Param
 from lmm_jax.objectives import TEACHER, Objective
-from lmm_jax.parallel.axes import Axes
+from lmm_jax.parallel.axes import RULES, Axes
 from lmm_jax.parallel.mesh import make_mesh
 from lmm_jax.sections import Sections
 
@@ -122,7 +122,9 @@ class Experiment(abc.ABC):
 
     @functools.cached_property
     def axes(self) -> Axes:
-        rules = tuple((name, tuple(to)) for name, to in self.config.axes)
+        # Those of an older run lack names that came later.
+        told = {name: tuple(to) for name, to in self.config.axes}
+        rules = tuple((dict(RULES) | told).items())
         return Axes(make_mesh(self.config.mesh, self.devices), rules)
 
     @property

@@ -29,6 +29,7 @@ from lmm_jax.nn import kernels
 from lmm_jax.nn.kernels import Kernel
 from lmm_jax.nn.params import Param, of_ops
 from lmm_jax.objectives import NextToken
+from lmm_jax.parallel.axes import Pins
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +163,30 @@ class Conversing(Experiment):
             )
         return plan
 
+    def _check_context(self, plan: Plan) -> None:
+        """Raises where devices cannot share the tokens of a row."""
+        axes, heads = self.axes, self.spec.language.block.heads
+        parts, devices = axes.parts("tokens"), axes.parts("act_heads")
+        if parts == 1:
+            return
+        if plan.row_wide:
+            raise ValueError(
+                f"mesh.context={parts}: {', '.join(edit.name for edit in plan.row_wide)} "
+                "chooses among the tokens of a whole row, which then lie on several "
+                "devices; use mesh.context=1, or a reduction at the connector."
+            )
+        if heads % devices:
+            raise ValueError(
+                f"mesh.context={parts}: {heads} heads cannot be divided among {devices} "
+                "devices (context x tensor); use fewer."
+            )
+        length, text = plan.entrance.length, plan.geometry.suffix
+        if plan.geometry.train and length % parts:
+            raise ValueError(
+                f"mesh.context={parts}: rows of {length} tokens cannot be divided evenly; "
+                f"use text.suffix={text + -length % parts}."
+            )
+
     def _tunes(self) -> tuple[Tune, ...]:
         """What learns, of stacks of which not every layer does."""
         rows = lmm.params(self.config.lora.applied(self.spec))
@@ -225,24 +250,28 @@ class Conversing(Experiment):
         """The model along `plan`, its activations pinned to the mesh.
 
         Adapters are trained; what runs has them merged.
+
+        Raises:
+            ValueError: as `plan`, or a mesh that divides what it cannot.
         """
         spec = self.config.lora.applied(self.spec) if train else self.spec
         plan = self.plan(train=train, suffix=suffix)
-        return lmm.LMM(spec, plan, self.axes.constrain, self._kernel)
+        self._check_context(plan)
+        return lmm.LMM(spec, plan, Pins(self.axes), self._kernel)
 
     @functools.cached_property
     def _kernel(self) -> Kernel | None:
         """What computes the language model's attention; raises as `kernels.named`."""
         axes, block = self.axes, self.spec.language.block
         name = self.config.model.attention
-        return kernels.named(name, axes.platform, block, axes.mapped)
+        return kernels.named(name, axes.platform, block, axes)
 
     def text_model(self, slots: int) -> lmm.LMM:
         """The model on `slots` of text alone. Without images no edit has anything to act
         on, so there is none."""
         geometry = lmm.geometry(self.spec, images=0, crops=0, prefix=0, suffix=slots)
         plan = make_plan(geometry, ())
-        return lmm.LMM(self.spec, plan, self.axes.constrain, self._kernel)
+        return lmm.LMM(self.spec, plan, Pins(self.axes), self._kernel)
 
     @functools.cached_property
     def end_id(self) -> int:

@@ -25,6 +25,7 @@ from lmm_jax.models import encoders
 from lmm_jax.models.encoders import EncoderSpec
 from lmm_jax.nn.params import Param, of_ops
 from lmm_jax.objectives import TEACHER, Headed
+from lmm_jax.parallel.axes import Pins
 from lmm_jax.tasks import Task, named
 
 
@@ -104,7 +105,7 @@ class Encoding(Experiment):
 
     def model(self, *, train: bool, suffix: int = 0) -> nn.Module:
         plan = self.plan(train=train, suffix=suffix)
-        return encoders.build(self.spec, plan, self.axes.constrain)
+        return encoders.build(self.spec, plan, Pins(self.axes))
 
     def teacher(self, model: nn.Module) -> nn.Module | None:
         """The same encoder without cuts."""

@@ -56,7 +56,7 @@ class LMM(nn.Module):
     def setup(self):
         s = self.spec
         tower = NativeVisionTransformer if s.vision.native else VisionTransformer
-        self.vision = tower(s.vision, s.remat, s.unroll, self._constrain_tokens)
+        self.vision = tower(s.vision, s.remat, s.unroll, self._constrain_views)
         self.connector = connector.build(s)
         self.language = decoder.Decoder(
             s.language, s.remat, s.unroll, self._constrain_tokens, self.kernel
@@ -127,7 +127,7 @@ class LMM(nn.Module):
         hidden = jnp.take_along_axis(state.hidden, last[:, None, None], axis=1)
         tail = jax.tree.map(
             # Zeros follow no operand: unpinned, every device would hold all rows.
-            lambda x: self.constrain(x, "layers batch tokens kv_heads head_dim"),
+            lambda x: self.constrain(x, "layers batch slots kv_heads head_dim"),
             empty_tail(s.block, s.depth, len(last), slots),
         )
         start = jnp.max(jnp.where(batch["valid"], batch["positions"], -1), axis=1) + 1
@@ -289,6 +289,9 @@ class LMM(nn.Module):
 
     def _op(self, edit):
         return self.strategy.get(edit.name, edit.op)
+
+    def _constrain_views(self, x: Array) -> Array:
+        return self.constrain(x, "views patches act_embed")
 
     def _constrain_tokens(self, x: Array) -> Array:
         return self.constrain(x, "batch tokens act_embed")

@@ -151,7 +151,7 @@ class Meter(nn.Module):
         return state.replace(hidden=self._constrain_tokens(state.hidden))
 
     def _constrain_tokens(self, x: Array) -> Array:
-        return self.constrain(x, "batch tokens act_embed")
+        return self.constrain(x, "batch row act_embed")
 
 
 def geometry(spec: MeterSpec, *, text: int) -> Geometry:

@@ -171,7 +171,7 @@ class Vilt(nn.Module):
         return jnp.concatenate([cls, x + at.astype(x.dtype)], axis=1), shown
 
     def _constrain_tokens(self, x: Array) -> Array:
-        return self.constrain(x, "batch tokens act_embed")
+        return self.constrain(x, "batch row act_embed")
 
 
 def geometry(

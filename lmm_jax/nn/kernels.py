@@ -4,13 +4,17 @@
 put in the order of their positions for it and back after it: causal by storage is then
 causal by position, wherever the tokens lie. "cudnn" is that of GPUs, whose mask is free.
 
+Where a mesh divides the tokens of a row, each device computes some heads of all of them:
+its tokens' other heads are exchanged for other tokens' heads before attention, and back
+after it (Ulysses, arXiv:2309.14509, section 3.1). So the mask needs no parts, and a kernel
+none of it.
+
 Letters: B batch, T tokens, S the same, filled up to whole blocks, N query heads, K key
 heads, G = N / K, H head width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 import dataclasses
 import functools
 from typing import Literal, Protocol
@@ -21,14 +25,15 @@ from jax.experimental.pallas.ops.tpu import splash_attention as splash
 import jax.numpy as jnp
 
 from lmm_jax.depth import Keys, Place
-from lmm_jax.nn.attention import Fused, Sight
+from lmm_jax.nn.attention import Fused, Sight, attention
 from lmm_jax.nn.block import BlockSpec
+from lmm_jax.parallel.axes import Axes
 
 Array = jax.Array
 Name = Literal["auto", "xla", "splash", "cudnn"]
-Mapped = Callable[[Callable, tuple[str, ...], str], Callable]
 
-HEADS = "batch tokens heads head_dim"
+BY_TOKENS = "batch tokens heads head_dim"
+BY_HEADS = "batch row act_heads head_dim"
 OTHER = -1  # segment of what nobody sees
 BLOCKS = (512, 256, 128)  # tokens that the kernel holds at once
 AUTO = {"tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}
@@ -42,28 +47,29 @@ class Kernel(Protocol):
 
 
 def named(
-    name: Name, platform: str, spec: BlockSpec, mapped: Mapped | None = None
+    name: Name, platform: str, spec: BlockSpec, axes: Axes | None = None
 ) -> Kernel | None:
     """The kernel of a config; None is plain XLA.
 
     Args:
         platform: of the devices.
-        mapped: see `Axes.mapped`; None on one device.
+        axes: of the mesh; None on one device.
 
     Raises:
         ValueError: the kernel that was asked for cannot compute such a block.
     """
     chosen = AUTO.get(platform, "xla") if name == "auto" else name
-    if chosen == "xla":
-        return None
-    if told := _REFUSALS[chosen](spec):
-        if name == "auto":
-            return None
+    told = _REFUSALS[chosen](spec) if chosen in _REFUSALS else ""
+    if chosen == "xla" or (told and name == "auto"):
+        return _plain(axes)
+    if told:
         raise ValueError(
             f"model.attention={name!r}: {told}; use model.attention='xla', or 'auto', "
             "which takes what can be."
         )
-    return Cudnn() if chosen == "cudnn" else Splash(mapped, interpret=platform == "cpu")
+    if chosen == "cudnn":
+        return Cudnn(axes)
+    return Splash(axes, interpret=platform == "cpu")
 
 
 def _splash_refuses(spec: BlockSpec) -> str:
@@ -86,21 +92,36 @@ _REFUSALS = {"splash": _splash_refuses, "cudnn": _cudnn_refuses}
 
 
 @dataclasses.dataclass(frozen=True)
+class Exchanged:
+    """XLA's attention on a mesh that divides the tokens of a row."""
+
+    axes: Axes
+
+    def fused(self, place: Place, seen: Sight) -> Fused:
+        return Fused(self._run, (seen,))
+
+    def _run(self, q: Array, keys: Keys, seen: Sight) -> Array:
+        q, keys = _by_heads(q, keys, self.axes)
+        return _by_tokens(attention(q, ((keys, seen),)), self.axes)
+
+
+@dataclasses.dataclass(frozen=True)
 class Splash:
     """Pallas' splash attention.
 
     Attributes:
-        mapped: runs a function on each device's share; None on one device.
+        axes: of the mesh; None on one device.
         interpret: in Python, for tests on CPU.
     """
 
-    mapped: Mapped | None = None
+    axes: Axes | None = None
     interpret: bool = False
 
     def fused(self, place: Place, seen: Sight) -> Fused | None:
-        """None where merged tokens have shares: the kernel adds nothing to logits."""
+        """XLA's where merged tokens have shares: the kernel adds nothing to logits."""
         if seen.gate is not None:
-            return None
+            plain = _plain(self.axes)
+            return plain and plain.fused(place, seen)
         length = place.valid.shape[1]
         block = 128 if length <= 512 else 256
         widths = ((0, 0), (0, -length % block))
@@ -114,20 +135,20 @@ class Splash:
         return Fused(self._run, (order, back, segment))
 
     def _run(self, q: Array, keys: Keys, order: Array, back: Array, segment: Array):
-        heads, tokens = (HEADS,) * 3, ("batch tokens",) * 3
-        k, v = keys.k, keys.v
         run = functools.partial(_sorted_attention, interpret=self.interpret)
-        if self.mapped is None:
-            return run(q, k, v, order, back, segment)
-        if k.shape[2] != q.shape[2]:  # a device's heads must find their keys there
-            k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
-        return self.mapped(run, (*heads, *tokens), HEADS)(q, k, v, order, back, segment)
+        if self.axes is None:
+            return run(q, keys.k, keys.v, order, back, segment)
+        q, keys = _by_heads(q, keys, self.axes)
+        names = (BY_HEADS,) * 3 + ("batch row",) * 3
+        run = self.axes.mapped(run, names, BY_HEADS)
+        return _by_tokens(run(q, keys.k, keys.v, order, back, segment), self.axes)
 
 
 @dataclasses.dataclass(frozen=True)
 class Cudnn:
     """cuDNN's attention, as `jax.nn` offers it; `implementation` may be "xla" in tests."""
 
+    axes: Axes | None = None
     implementation: str = "cudnn"
 
     def fused(self, place: Place, seen: Sight) -> Fused:
@@ -136,9 +157,31 @@ class Cudnn:
     def _run(self, q: Array, keys: Keys, visible: Array | None, gate: Array | None):
         mask = None if visible is None else visible[:, None]
         bias = None if gate is None else gate[:, None, None].astype(q.dtype)
-        return jax.nn.dot_product_attention(
+        q, keys = _by_heads(q, keys, self.axes)
+        out = jax.nn.dot_product_attention(
             q, keys.k, keys.v, bias, mask, implementation=self.implementation
         )
+        return _by_tokens(out, self.axes)
+
+
+def _plain(axes: Axes | None) -> Exchanged | None:
+    return Exchanged(axes) if axes and axes.parts("tokens") > 1 else None
+
+
+def _by_heads(q: Array, keys: Keys, axes: Axes | None) -> tuple[Array, Keys]:
+    """All tokens of a device's heads, and the keys that these heads read."""
+    if axes is None:
+        return q, keys
+    # Their gradients come back by tokens, or the compiler gathers all of them.
+    q, k, v = (_by_tokens(x, axes) for x in (q, keys.k, keys.v))
+    if k.shape[2] % axes.parts("act_heads"):  # too few: one for each query head
+        k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
+    q, k, v = (axes.constrain(x, BY_HEADS) for x in (q, k, v))
+    return q, Keys(k, v)
+
+
+def _by_tokens(out: Array, axes: Axes | None) -> Array:
+    return out if axes is None else axes.constrain(out, BY_TOKENS)
 
 
 def _sorted_attention(q, k, v, order, back, segment, *, interpret: bool) -> Array:

@@ -19,13 +19,17 @@ Array = jax.Array
 Rules = tuple[tuple[str, tuple[str, ...]], ...]
 
 # "embed" is the width of parameters; activations keep theirs whole ("act_embed" has no
-# rule), so FSDP gathers weights and never activations.
+# rule), so FSDP gathers weights and never activations. "act_heads" are those of attention
+# while it has all tokens of a row ("row" has no rule either).
 RULES: Rules = (
     ("batch", ("data", "fsdp")),
-    ("embed", ("fsdp",)),
-    ("vision_embed", ("fsdp",)),
+    ("views", ("data", "fsdp", "context")),
+    ("tokens", ("context",)),
+    ("embed", ("fsdp", "context")),
+    ("vision_embed", ("fsdp", "context")),
     ("vocab", ("tensor",)),
     ("heads", ("tensor",)),
+    ("act_heads", ("tensor", "context")),
     ("kv_heads", ("tensor",)),
     ("mlp", ("tensor",)),
 )
@@ -35,7 +39,7 @@ RULES: Rules = (
 class Axes:
     """A mesh and the rules that map axis names to its axes. Hashable.
 
-    An axis without a rule is replicated; "layers" and "tokens" never have one.
+    An axis without a rule is replicated; "layers" never has one.
     """
 
     mesh: Mesh
@@ -49,21 +53,22 @@ class Axes:
         """Partition of an array whose axes are called `names` (space-separated).
 
         A mesh axis is used once per array, by the first name that claims it. With
-        `shape`, an axis that does not divide evenly stays replicated (two key heads on a
-        mesh of four, the vocabulary of a tiny model).
+        `shape`, mesh axes that do not divide evenly are left out, last ones first (two key
+        heads on a mesh of four, the vocabulary of a tiny model).
         """
         rules, used, parts = dict(self.rules), set(), []
         for i, name in enumerate(names.split()):
-            axes = tuple(a for a in rules.get(name, ()) if a not in used)
-            count = 1
-            for axis in axes:
-                count *= self.mesh.shape[axis]
-            if count == 1 or (shape is not None and shape[i] % count):
-                parts.append(None)
-                continue
+            left = (a for a in rules.get(name, ()) if a not in used)
+            axes = tuple(a for a in left if self.mesh.shape[a] > 1)
+            while shape is not None and shape[i] % self._devices(axes):
+                axes = axes[:-1]
             used.update(axes)
-            parts.append(axes if len(axes) > 1 else axes[0])
+            parts.append(axes if len(axes) > 1 else next(iter(axes), None))
         return PartitionSpec(*parts)
+
+    def parts(self, name: str) -> int:
+        """Into how many an axis of that name is divided."""
+        return self._devices(dict(self.rules).get(name, ()))
 
     def sharding(
         self, names: str = "", shape: Sequence[int] | None = None
@@ -107,7 +112,7 @@ class Axes:
         Raises:
             ValueError: several processes, and a batch that the mesh does not divide.
         """
-        unit = self._batch_shards
+        unit = self.parts("batch")
         if jax.process_count() > 1 and size % unit:
             raise ValueError(
                 f"a batch of {size} for {unit} shards of the mesh, on "
@@ -121,7 +126,7 @@ class Axes:
         """Global arrays of a batch of which every process gives its `own_rows`."""
         if jax.process_count() == 1:
             return jax.device_put(dict(rows), self.batch(rows))
-        unit = self._batch_shards
+        unit = self.parts("batch")
         length = len(next(iter(rows.values())))
         size = length * unit // len(self.own_rows(unit))
         own = self.own_rows(size)
@@ -173,10 +178,19 @@ class Axes:
         }
         return traverse_util.unflatten_dict(shardings, sep="/")
 
-    @property
-    def _batch_shards(self) -> int:
-        axes = dict(self.rules).get("batch", ())
+    def _devices(self, axes: Sequence[str]) -> int:
         return math.prod(self.mesh.shape[axis] for axis in axes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pins:
+    """`Axes.constrain` as a value. Bound methods of equal axes are unequal, and so would be
+    the models that hold them: each of them would be traced anew."""
+
+    axes: Axes
+
+    def __call__(self, x: Array, names: str) -> Array:
+        return self.axes.constrain(x, names)
 
 
 @functools.partial(jax.jit, static_argnums=1)

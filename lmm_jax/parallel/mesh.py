@@ -10,16 +10,25 @@ import os
 import jax
 from jax.sharding import AxisType, Mesh
 
-AXES = ("data", "fsdp", "tensor")
-
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis; one of them may be -1: all that remain."""
+    """Devices along each mesh axis; one of them may be -1: all that remain.
+
+    Attributes:
+        data: rows are divided among them, parameters are not.
+        fsdp: rows and parameters are.
+        context: tokens of a row are, and parameters too.
+        tensor: heads, the width of MLPs and the vocabulary are.
+    """
 
     data: int = 1
     fsdp: int = -1
+    context: int = 1
     tensor: int = 1
+
+
+AXES = tuple(field.name for field in dataclasses.fields(MeshConfig))
 
 
 def start_processes() -> None:

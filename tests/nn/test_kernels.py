@@ -13,7 +13,7 @@ from lmm_jax.depth import Keys, Place
 from lmm_jax.models import specs
 from lmm_jax.nn import kernels
 from lmm_jax.nn.attention import attention, sight
-from lmm_jax.nn.kernels import Cudnn, Splash
+from lmm_jax.nn.kernels import Cudnn, Exchanged, Splash
 from lmm_jax.parallel.axes import Axes
 from lmm_jax.parallel.mesh import MeshConfig, make_mesh
 
@@ -55,18 +55,30 @@ def found(kernel, seed: int):
     return out * (weights != 0), *gradients
 
 
-def meshed(mesh: MeshConfig) -> Splash:
-    return Splash(Axes(make_mesh(mesh)).mapped, interpret=True)
+def mesh(**sizes: int) -> Axes:
+    return Axes(make_mesh(MeshConfig(**sizes)))
 
 
 @pytest.mark.parametrize(
     "kernel",
     [
         Splash(interpret=True),
-        meshed(MeshConfig(1, 2, 4)),
+        Splash(mesh(fsdp=4, tensor=2), interpret=True),
+        Splash(mesh(fsdp=2, tensor=4), interpret=True),
+        Splash(mesh(fsdp=2, context=2, tensor=2), interpret=True),
+        Exchanged(mesh(fsdp=2, context=2, tensor=2)),
         Cudnn(implementation="xla"),
+        Cudnn(mesh(fsdp=4, context=2), implementation="xla"),
     ],
-    ids=["splash", "splash on a mesh", "cudnn's mask"],
+    ids=[
+        "splash",
+        "splash on a mesh",
+        "splash with fewer keys than devices",
+        "splash of divided tokens",
+        "xla of divided tokens",
+        "cudnn's mask",
+        "cudnn's mask and divided tokens",
+    ],
 )
 def test_same_numbers_and_gradients_as_xla(kernel):
     for ours, theirs in zip(found(kernel, 0), found(None, 0)):
@@ -117,3 +129,9 @@ def test_shares_of_merged_tokens_are_left_to_xla():
     merged = place.replace(gate=jnp.full(place.valid.shape, 2.0))
     seen = sight(merged, merged, causal=True)
     assert Splash(interpret=True).fused(merged, seen) is None
+    divided = Splash(mesh(fsdp=4, context=2), interpret=True).fused(merged, seen)
+    (q, k, v), *_ = arrays(0)
+    ours = jax.jit(lambda *heads: divided(heads[0], Keys(*heads[1:])))(q, k, v)
+    real = np.asarray(place.valid)
+    theirs = np.asarray(attention(q, ((Keys(k, v), seen),)))
+    np.testing.assert_allclose(np.asarray(ours)[real], theirs[real], atol=2e-5)

@@ -8,10 +8,13 @@ import math
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmm_jax import experiment, train
+from lmm_jax import experiment, losses, train
+from lmm_jax.compiled import hlo
+from lmm_jax.compiled.work import work
 from lmm_jax.models import lmm
 from lmm_jax.parallel.axes import Axes
 from lmm_jax.parallel.mesh import MeshConfig, make_mesh
@@ -19,17 +22,20 @@ from tests.small import small_config
 from tests.tiny import Tiny
 
 MESHES = {
-    "one": (1, 1, 1),
-    "fsdp": (1, 8, 1),
-    "fsdp x tensor": (1, 4, 2),
-    "data x fsdp x tensor": (2, 2, 2),
+    "one": dict(fsdp=1),
+    "fsdp": dict(fsdp=8),
+    "fsdp x tensor": dict(fsdp=4, tensor=2),
+    "fsdp x context": dict(fsdp=4, context=2),
+    "data x fsdp x tensor": dict(data=2, fsdp=2, tensor=2),
+    "fsdp x context x tensor": dict(fsdp=2, context=2, tensor=2),
 }
 
 
 def on_mesh(config, mesh: str) -> experiment.Experiment:
     sizes = MESHES[mesh]
-    config.mesh = dict(zip(("data", "fsdp", "tensor"), sizes))
-    return experiment.build(config, tuple(jax.devices()[: math.prod(sizes)]))
+    config.mesh = sizes
+    devices = jax.devices()[: math.prod(sizes.values())]
+    return experiment.build(config, tuple(devices))
 
 
 def step(tmp_path, mesh: str, strategy: str = "deepstack", rank: int = 0, **changes):
@@ -156,8 +162,60 @@ def test_cuts_add_no_collectives(tmp_path):
     assert collectives("deepstack_v") <= least
 
 
+def test_a_sharded_vocabulary_is_never_gathered():
+    """Neither logits nor their gradients; each device sums up its own words."""
+    axes = Axes(make_mesh(MeshConfig(fsdp=2, tensor=4)))
+    rows, tokens, width, words = 4, 16, 8, 1024
+
+    def of(names, dtype, *shape):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=axes.sharding(names, shape))
+
+    @functools.partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
+    def loss(hidden, kernel, targets, mask):
+        logits = axes.constrain(hidden @ kernel, "batch tokens vocab")
+        return losses.next_token(logits, targets, mask)
+
+    arguments = (
+        of("batch tokens act_embed", jnp.float32, rows, tokens, width),
+        of("embed vocab", jnp.float32, width, words),
+        of("batch", jnp.int32, rows, tokens),
+        of("batch", jnp.float32, rows, tokens),
+    )
+    text = jax.jit(loss).lower(*arguments).compile().as_text()
+    done = work(hlo.read(text))
+    assert done.flops == 3 * 2 * rows * tokens * width * words / 8
+    # A device's words of the head are gathered over fsdp and their gradient summed up, as
+    # all parameters are.
+    assert max(op.moved for op in done.collectives) == 4 * width * words / 4
+    logits = 4 * (rows / 2) * tokens * (words / 4)
+    assert max(op.moved for op in done.collectives) < logits / 3
+
+
 @pytest.mark.parametrize(
-    "sizes", [MeshConfig(3, 1, 1), MeshConfig(-1, -1, 1), MeshConfig(2, 2, 1)]
+    ("strategy", "mesh", "change", "told"),
+    [
+        ("fastv", dict(context=2), {}, "fastv chooses among the tokens of a whole row"),
+        ("llava", dict(context=8), {}, "4 heads cannot be divided among 8 devices"),
+        ("llava", dict(context=2), dict(suffix=161), "use text.suffix=162"),
+    ],
+)
+def test_rows_that_devices_cannot_share_are_refused(
+    strategy, mesh, change, told, tmp_path
+):
+    config = small_config(tmp_path, strategy)
+    config.mesh = mesh
+    config.text.update(change)
+    with pytest.raises(ValueError, match=re.escape(told)):
+        experiment.build(config).model(train=True)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        MeshConfig(data=3, fsdp=1),
+        MeshConfig(data=-1, fsdp=-1),
+        MeshConfig(data=2, fsdp=2),
+    ],
 )
 def test_impossible_meshes_are_refused(sizes):
     with pytest.raises(ValueError, match="does not fit 8 devices"):
@@ -165,7 +223,7 @@ def test_impossible_meshes_are_refused(sizes):
 
 
 def test_axes_that_do_not_divide_stay_whole():
-    axes = Axes(make_mesh(MeshConfig(1, 2, 4)))
+    axes = Axes(make_mesh(MeshConfig(fsdp=2, tensor=4)))
     assert axes.spec("embed kv_heads head_dim", (48, 2, 12)) == jax.P(
         "fsdp", None, None
     )
