@@ -46,6 +46,15 @@ LEARN = (
     "slimm_v1",
 )  # what has parameters of its own
 NEEDS = {"deepstack_hd": {"fine": 2}}  # more views than others read
+GEOMETRY = lmm.geometry(
+    SPEC, images=IMAGES, crops=CROPS, prefix=PREFIX, suffix=SUFFIX, pinpoints=GRIDS
+)
+
+
+def strategy(name: str, geometry: Geometry = GEOMETRY, **arguments) -> tuple[Edit, ...]:
+    """Its edits, by default those that do something here."""
+    geometry = dataclasses.replace(geometry, **NEEDS.get(name, {}))
+    return strategies.build({name: arguments or BUDGETS[name]}, geometry)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,23 +70,15 @@ class Tiny:
     @classmethod
     @functools.cache
     def make(cls) -> Tiny:
-        geometry = lmm.geometry(
-            SPEC,
-            images=IMAGES,
-            crops=CROPS,
-            prefix=PREFIX,
-            suffix=SUFFIX,
-            pinpoints=GRIDS,
-        )
         params = {}
 
         def fresh(key, model, given):
             own = lmm.init(model, key)
             return {branch: x for branch, x in own.items() if branch not in given}
 
-        learn = (strategies.build({name: BUDGETS[name]}, geometry) for name in LEARN)
+        learn = (strategy(name) for name in LEARN)
         for edits in ((), *learn):
-            model = lmm.LMM(SPEC, make_plan(geometry, edits))
+            model = lmm.LMM(SPEC, make_plan(GEOMETRY, edits))
             given = frozenset(params)
             params |= jax.jit(fresh, static_argnums=(1, 2))(
                 jax.random.key(0), model, given
@@ -89,7 +90,7 @@ class Tiny:
             np.asarray(x) + 0.1 * rng.standard_normal(x.shape).astype(np.float32)
             for x in leaves
         ]
-        return cls(geometry, jax.tree.unflatten(tree, noisy))
+        return cls(GEOMETRY, jax.tree.unflatten(tree, noisy))
 
     def plan(self, edits: tuple[Edit, ...] = (), *, mode="drop", **changes) -> Plan:
         for edit in edits:
@@ -98,9 +99,7 @@ class Tiny:
         return make_plan(geometry, edits, mode=mode)
 
     def strategy(self, name: str, **arguments) -> tuple[Edit, ...]:
-        arguments = arguments or BUDGETS[name]
-        geometry = dataclasses.replace(self.geometry, **NEEDS.get(name, {}))
-        return strategies.build({name: arguments}, geometry)
+        return strategy(name, self.geometry, **arguments)
 
     def model(self, plan: Plan, spec: specs.LMMSpec = SPEC) -> lmm.LMM:
         return lmm.LMM(spec, plan)

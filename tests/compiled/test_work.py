@@ -71,7 +71,7 @@ def test_a_backward_pass_has_two_products_for_each():
 
 
 def test_parameters_gathered_in_a_loop():
-    mesh = make_mesh(MeshConfig(1, 8, 1))
+    mesh = make_mesh(MeshConfig(fsdp=8))
 
     def put(*names):
         return jax.NamedSharding(mesh, jax.P(*names))
@@ -91,7 +91,7 @@ def test_parameters_gathered_in_a_loop():
 
 
 def test_a_sum_over_one_axis_of_a_mesh():
-    mesh = make_mesh(MeshConfig(1, 4, 2))
+    mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
     put = functools.partial(jax.NamedSharding, mesh)
     x = jax.ShapeDtypeStruct(
         (ROWS, WIDTH), np.float32, sharding=put(jax.P(None, "tensor"))

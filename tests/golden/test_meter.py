@@ -161,10 +161,15 @@ def whole(name: str, reduced: bool):
     return f, model, golden.params(f, model), golden.batch(f)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def entered(model, params, batch):
+    return model.apply({"params": params}, batch, method="enter")
+
+
 @pytest.mark.parametrize("name", WHOLE)
 def test_what_enters_the_layers(name):
     f, model, params, batch = whole(name, False)
-    found = model.apply({"params": params}, batch, method="enter").hidden
+    found = entered(model, params, batch).hidden
     images = [""] if "out/cross_in_text" in f.arrays else ["image1.", "image2."]
     for i, image in enumerate(images):
         right = (f[f"out/{image}cross_in_{stream}"] for stream in ("text", "image"))
@@ -189,13 +194,13 @@ def test_whole_models(name, variant):
 @pytest.mark.parametrize("name", WHOLE)
 def test_layers_of_whole_models(name, variant):
     f, model, params, batch = whole(name, variant == "pumer")
-    entered = model.apply({"params": params}, batch, method="enter")
+    before = entered(model, params, batch)
     images = batch["images"].shape[1]
     stack = CoAttentionStack(model.spec.block, model.spec.depth, model.spec.order)
     for i in range(images):
         of = variant if images == 1 else f"{variant}.image{i + 1}"
         if f"out/{of}.text0" in f.arrays:
-            state = jax.tree.map(lambda x, i=i: x[i::images], entered)
+            state = jax.tree.map(lambda x, i=i: x[i::images], before)
             check_layers(f, of, stack, params["stack"], state, model.plan)
 
 

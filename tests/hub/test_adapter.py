@@ -62,11 +62,10 @@ def test_peft_computes_the_same(folder, case, tmp_path):  # noqa: F811
             position_ids=(seen.cumsum(1) - 1).clamp(min=0),
             pixel_values=torch.tensor(pixels),
         )
-    stack = adapted.apply({"params": whole}, batch)
-    logits = adapted.apply({"params": whole}, stack.state.hidden, method="logits")
+    state, logits = reference.run(adapted, whole, batch)
     expected = out.logits.numpy()
     bound = 1e-5 * np.abs(expected).max()
-    for row, mine in enumerate(reference.in_order(logits, stack.state)):
+    for row, mine in enumerate(reference.in_order(logits, state)):
         right = expected[row][seen[row].numpy() == 1]
         np.testing.assert_allclose(mine, right, rtol=0, atol=bound)
 

@@ -171,7 +171,8 @@ def forward(spec: LanguageSpec, params, tokens, valid):
         last = states.pop()
         return [*states, module.norm(last)], module.logits(last)
 
-    return Decoder(spec).apply({"params": params}, method=everything)
+    apply = functools.partial(Decoder(spec).apply, method=everything)
+    return jax.jit(apply)({"params": params})
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -126,11 +126,10 @@ def compare(path, theirs):
             position_ids=positions,
             pixel_values=torch.tensor(pixels),
         )
-    stack = model.apply({"params": params}, batch)
-    logits = model.apply({"params": params}, stack.state.hidden, method="logits")
+    state, logits = reference.run(model, params, batch)
     expected = out.logits.numpy()
     bound = 1e-5 * np.abs(expected).max()
-    for row, mine in enumerate(reference.in_order(logits, stack.state)):
+    for row, mine in enumerate(reference.in_order(logits, state)):
         right = expected[row][seen[row].numpy() == 1]
         np.testing.assert_allclose(mine, right, rtol=0, atol=bound)
 

@@ -137,12 +137,11 @@ def test_logits_of_images_of_different_aspect(folder):
     seen = read["attention_mask"]
     with torch.no_grad():
         out = theirs(**read, position_ids=(seen.cumsum(1) - 1).clamp(min=0))
-    stack = model.apply({"params": params}, batch)
-    logits = model.apply({"params": params}, stack.state.hidden, method="logits")
+    state, logits = reference.run(model, params, batch)
     expected = out.logits.numpy()
     bound = 1e-5 * np.abs(expected).max()
     lengths = set()
-    for i, mine in enumerate(reference.in_order(logits, stack.state)):
+    for i, mine in enumerate(reference.in_order(logits, state)):
         right = expected[i][seen[i].numpy() == 1]
         np.testing.assert_allclose(mine, right, rtol=0, atol=bound)
         lengths.add(len(mine) - LENGTHS[i])

@@ -138,11 +138,10 @@ def test_logits(folder):
     model, params, batch = ours(path)
     with torch.no_grad():
         expected = theirs(**theirs_in()).logits.numpy()
-    stack = model.apply({"params": params}, batch)
-    logits = model.apply({"params": params}, stack.state.hidden, method="logits")
+    state, logits = reference.run(model, params, batch)
     bound = 1e-5 * np.abs(expected).max()
     seen = prompts()["in/attention_mask"] == 1
-    for row, mine in enumerate(reference.in_order(logits, stack.state)):
+    for row, mine in enumerate(reference.in_order(logits, state)):
         right = expected[row][seen[row]]
         np.testing.assert_allclose(mine, right, rtol=0, atol=bound)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -179,6 +180,7 @@ def test_other_image_sizes_equal_transformers(
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=bound)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def features(spec, params, images):
     model = VisionTransformer(spec)
     return model.apply({"params": params}, images, (Scan(0, spec.run),))[0]

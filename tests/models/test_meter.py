@@ -148,7 +148,8 @@ def test_a_scan_equals_layers_on_their_own(order):
 def test_each_part_works_without_the_others(cuts, visual, text):
     cuts = dict(prune=0.0, merge=0.0, text=0.0) | cuts
     model = planned(tiny("sequential"), layers=(1,), **cuts)
-    state = model.apply({"params": params()}, batch(pads=1)).state
+    run = jax.jit(lambda params, batch: model.apply({"params": params}, batch).state)
+    state = run(params(), batch(pads=1))
     assert (state.layout.count("visual"), state.layout.count("prefix")) == (
         visual,
         text,
@@ -161,24 +162,31 @@ def test_each_part_works_without_the_others(cuts, visual, text):
 def test_what_the_image_pooler_reads(preset):
     """The image's [CLS] where it is safe; else the token the text asks for most."""
     model = planned(tiny("sequential"), **CUTS, preset=preset)
-    mixes, asked = [], []
 
-    def telling(edit):
-        def op(state, seen, ctx):
-            mixes.append(edit.op(state, seen, ctx))
-            asked.append(edit.op.scores(state, seen).argmax(axis=1))
-            return mixes[-1]
+    @jax.jit
+    def told(params, batch):
+        """Of each cut: what its first row reads, and what the text asks for most."""
+        found = []
 
-        return op
+        def telling(edit):
+            def op(state, seen, ctx):
+                mix = edit.op(state, seen, ctx)
+                asked = edit.op.scores(state, seen).argmax(axis=1)
+                found.append((mix.weights[:, 0], asked))
+                return mix
 
-    bound = model.bind({"params": params()})
-    ops = {e.name: telling(e) for e in model.plan.edits if e.span == "visual"}
-    bound.stack.run(bound.enter(batch(pads=1)), model.plan.language, Context(), ops=ops)
-    assert len(mixes) == 2
-    for mix, top in zip(mixes, asked):
-        first = np.zeros_like(top) if preset == "safe" else top
-        right = np.eye(mix.weights.shape[2])[first]
-        np.testing.assert_array_equal(mix.weights[:, 0], right)
+            return op
+
+        bound = model.bind({"params": params})
+        ops = {e.name: telling(e) for e in model.plan.edits if e.span == "visual"}
+        bound.stack.run(bound.enter(batch), model.plan.language, Context(), ops=ops)
+        return found
+
+    found = told(params(), batch(pads=1))
+    assert len(found) == 2
+    for read, asked in found:
+        first = np.zeros_like(asked) if preset == "safe" else asked
+        np.testing.assert_array_equal(read, np.eye(read.shape[1])[first])
 
 
 @pytest.mark.parametrize("order", ORDERS)
