@@ -28,10 +28,13 @@ fi
 pids=()
 trap 'trap - TERM INT; kill -TERM "${pids[0]}"' TERM INT
 
+# PJRT_NPROC: XLA's threads. Each collective of each virtual device waits in one; with as
+# few as a small machine has cores, devices may wait for each other for ever.
 for ((i = 0; i < processes; i++)); do
   job=(env "LMM_JAX_COORDINATOR=127.0.0.1:$port" "LMM_JAX_PROCESSES=$processes"
     "LMM_JAX_PROCESS_ID=$i"
     "XLA_FLAGS=--xla_force_host_platform_device_count=$devices ${XLA_FLAGS:-}"
+    "PJRT_NPROC=${PJRT_NPROC:-32}"
     "${rest[@]}")
   if [[ ${dry_run:-} == true ]]; then
     run "${job[@]}"

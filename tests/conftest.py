@@ -13,6 +13,10 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 _FLAGS = f"--xla_force_host_platform_device_count=8 {flags.quick()}"
 if _FLAGS not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
+# XLA's threads. Each collective of each virtual device waits in one; with as many as there
+# are devices, which is the default on a small machine, two that started two collectives in
+# other orders wait for each other until XLA aborts.
+os.environ.setdefault("PJRT_NPROC", "32")
 
 import jax  # noqa: E402 (after the environment is set)
 import pytest  # noqa: E402
