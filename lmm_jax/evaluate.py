@@ -69,7 +69,7 @@ def _answered(exp: Conversing) -> list[report.Record]:
             for name, members in settings.groups.items()
             if len(chosen) == 1 or categories & set(members)
         }
-        means = tasks.aggregate(task, rows, groups)
+        means = tasks.aggregate(task, rows, groups, part=bool(settings.limit))
         common = _common(exp, plan, round(prompt), done)
         records += [
             report.Record(

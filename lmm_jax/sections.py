@@ -171,7 +171,7 @@ class EvalConfig:
             programs; () is powers of two from 64 on.
         chunk: tokens of a prompt that a language layer reads at a time; 0 is all.
         weights: "int8" rounds the language model's matrices; `generate` heeds it too.
-        limit: number of questions; 0 asks all.
+        limit: number of questions, the first; 0 asks all.
         max_new_tokens: if not the task's own (0).
         groups: name -> categories that are averaged together.
         after_training: evaluate when training ends.

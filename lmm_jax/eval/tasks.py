@@ -255,12 +255,15 @@ def aggregate(
     task: Task,
     rows: Iterable[Mapping[str, Any]],
     groups: Mapping[str, Sequence[str]] | None = None,
+    part: bool = False,
 ) -> dict[str, dict[str, float]]:
     """Means in percent, and counts, per category, per group of them, and in total.
 
     Args:
       rows: with `score` (see `score`) and `category`, "" for none.
       groups: name -> categories that are averaged together.
+      part: not all questions were asked; groups do without categories that nobody was
+        asked about, and those without any other are left out.
 
     Returns:
       {metric: {"total": percent, category: percent, ...}, "n": {"total": count, ...}};
@@ -279,12 +282,15 @@ def aggregate(
         raise ValueError(f"no predictions of task {task.name!r} to average")
     merged = {"total": everything}
     for name, categories in (groups or {}).items():
-        if unknown := sorted(set(categories) - members.keys()):
+        unknown = sorted(set(categories) - members.keys())
+        if unknown and not part:
             raise ValueError(
                 f"group {name!r}: no category {unknown}; {task.name!r} has "
                 f"{sorted(members)}"
             )
-        merged[name] = [score for category in categories for score in members[category]]
+        scores = [x for category in categories for x in members.get(category, ())]
+        if scores:
+            merged[name] = scores
     if twice := sorted(members.keys() & merged.keys()):
         raise ValueError(f"categories {twice} are also names of groups; rename these")
     parts = merged | members

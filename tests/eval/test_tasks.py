@@ -73,6 +73,14 @@ def test_groups_average_over_examples(task):
     assert result["accuracy"]["numbers"] == pytest.approx(200 / 3)
 
 
+def test_the_first_questions_may_leave_categories_out(task):
+    rows = scored(("sum", 1.0), ("sum", 0.0))
+    groups = {"numbers": ("sum", "count"), "colours": ("colour",)}
+    result = tasks.aggregate(task, rows, groups, part=True)
+    assert result["n"] == {"total": 2, "numbers": 2, "sum": 2}
+    assert result["accuracy"]["numbers"] == 50
+
+
 @pytest.mark.parametrize(
     ("rows", "groups", "says"),
     [
