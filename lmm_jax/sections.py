@@ -99,6 +99,7 @@ class TrainConfig:
         seed: of initialisation and of everything drawn.
         accumulate: micro-batches per update; exactly equal to one big batch.
         loss_shards: see `lmm_jax.losses.next_token`.
+        overlap: gradients are summed beside products where XLA can (TPU v5e).
         log_every: steps between two entries in the metrics.
         writers: of metrics: "jsonl", "csv", "tensorboard".
         profile: first and last step of a profile that TensorBoard shows; () for none.
@@ -110,6 +111,7 @@ class TrainConfig:
     seed: int = 0
     accumulate: int = 1
     loss_shards: int = 1
+    overlap: bool = True
     log_every: int = 10
     writers: tuple[str, ...] = ("jsonl", "csv", "tensorboard")
     profile: tuple[int, ...] = ()

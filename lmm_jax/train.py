@@ -42,6 +42,7 @@ from lmm_jax.depth.table import table
 from lmm_jax.eval import report
 from lmm_jax.experiment import Experiment
 from lmm_jax.objectives import Objective
+from lmm_jax.parallel import overlap
 from lmm_jax.parallel.stop import Stopping
 from lmm_jax.sections import InitConfig, TrainConfig
 
@@ -168,7 +169,13 @@ def make_parts(exp: Experiment) -> Parts:
     objective = exp.objective(model)
     update = make_update(objective, selection, transform, config.train)
     shardings = jax.tree.map(lambda x: x.sharding, state)
-    update = jax.jit(update, donate_argnums=0, out_shardings=(shardings, None))
+    device = axes.mesh.devices.flat[0]
+    update = jax.jit(
+        update,
+        donate_argnums=0,
+        out_shardings=(shardings, None),
+        compiler_options=overlap.options(device) if config.train.overlap else None,
+    )
     return Parts(model, selection, transform, schedule, update, state, frozen)
 
 
