@@ -6,8 +6,8 @@
     python -m lmm_jax.aot --config=configs/deepstack.py --topology=v5p-128 --sweep \\
         --tensor=1,2,4 --remat=dots,full --json=sweep.json
 
-Needs the TPU compiler (`pip install libtpu`) and no TPU: shapes and shardings go in; out
-come the memory of one chip, FLOPs, traffic and exchanges with loops counted as often as
+Needs the TPU compiler (`pip install 'jax[tpu]'`) and no TPU: shapes and shardings go in;
+out come the memory of one chip, FLOPs, traffic and exchanges with loops counted as often as
 they run, and a time that no step can beat (see `lmm_jax.compiled.estimate`).
 """
 

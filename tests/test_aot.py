@@ -100,6 +100,14 @@ def test_a_report_says_it_all(reports):
     assert json.loads(json.dumps(record)) == record
 
 
+def test_what_another_compiler_wrote_is_refused_with_a_remedy():
+    def as_text():
+        raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure\nmore")
+
+    with pytest.raises(ValueError, match=r"RET_CHECK failure\): pip install 'jax\[tpu"):
+        report.text_of(SimpleNamespace(as_text=as_text))
+
+
 @pytest.mark.parametrize(
     ("text", "size"),
     [

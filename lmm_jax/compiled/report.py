@@ -125,6 +125,9 @@ def compile_for(lowered: Lowered, chips: Slice, devices) -> Report:
 
     Args:
         devices: of the slice, in the order of the mesh.
+
+    Raises:
+        ValueError: the TPU compiler writes what this jaxlib cannot read.
     """
     start = time.perf_counter()
     told = dict(chips=chips, examples=lowered.examples, flops=lowered.flops)
@@ -134,7 +137,7 @@ def compile_for(lowered: Lowered, chips: Slice, devices) -> Report:
         memory = Memory(lowered.held, needed(error))
         return Report(memory=memory, seconds=time.perf_counter() - start, **told)
     seconds = time.perf_counter() - start
-    found = work(hlo.read(program.as_text()))
+    found = work(hlo.read(text_of(program)))
     return Report(
         memory=memory_of(lowered, program),
         seconds=seconds,
@@ -142,6 +145,22 @@ def compile_for(lowered: Lowered, chips: Slice, devices) -> Report:
         estimate=estimate(found, chips, devices),
         **told,
     )
+
+
+def text_of(program: jax.stages.Compiled) -> str:
+    """A compiled program in words.
+
+    Raises:
+        ValueError: as `compile_for`.
+    """
+    try:
+        return program.as_text()
+    except jax.errors.JaxRuntimeError as error:
+        raise ValueError(
+            f"jaxlib {jax.lib.__version__} cannot read what the TPU compiler made "
+            f"({str(error).splitlines()[0]}): pip install 'jax[tpu]' brings the libtpu "
+            "that belongs to it."
+        ) from error
 
 
 def memory_of(lowered: Lowered, program: jax.stages.Compiled) -> Memory:

@@ -84,7 +84,7 @@ class Slice:
         except Exception as error:  # whatever the plugin raises
             raise ValueError(
                 f"no description of {self}: {error}; the TPU compiler comes with "
-                "pip install libtpu, and one process may use it at a time."
+                "pip install 'jax[tpu]', and one process may use it at a time."
             ) from error
         return tuple(described.devices)
 
