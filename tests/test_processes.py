@@ -95,8 +95,8 @@ def alone(tmp_path_factory) -> dict[int, float]:
 def test_lost_asked_to_stop_and_gone_on_as_another_number(alone, tmp_path):
     config = small_config(tmp_path, steps=STEPS)
     config.checkpoint.every = EVERY
-    # Each row is divided among the processes, and they hold the same ones.
-    config.mesh.update(fsdp=1, context=2, tensor=-1)
+    # A mesh axis of tensors over all devices: processes hold the same rows.
+    config.mesh.update(fsdp=1, tensor=-1)
     file, workdir = write_config(config, tmp_path / "config.py"), Path(config.workdir)
 
     lost, stopped, fewer = (tmp_path / name for name in ("lost", "stopped", "fewer"))
